@@ -1,0 +1,41 @@
+"""The fast.ai practice of training neural networks, as pure functions on JAX.
+
+The public names load when they are first used, so that `import jaxfast` stays as light as `import jax`.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_modules = (
+    "augment",
+    "data",
+    "interpret",
+    "kernels",
+    "losses",
+    "mesh",
+    "metrics",
+    "models",
+    "optim",
+    "plot",
+    "precision",
+    "pretrained",
+    "schedules",
+    "training",
+    "vision",
+)
+_names = {"Learner": "jaxfast.learner"}
+
+__all__ = [*_modules, *_names]
+
+
+def __getattr__(name):
+    if name in _modules:
+        return importlib.import_module(f"jaxfast.{name}")
+    if name in _names:
+        return getattr(importlib.import_module(_names[name]), name)
+    raise AttributeError(f"module 'jaxfast' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

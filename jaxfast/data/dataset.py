@@ -1,0 +1,127 @@
+"""The data set of images and targets: one split, decoded in threads."""
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxfast.data.images import UnreadableImage, decode, presize
+from jaxfast.messages import first
+
+_THREADS = min(32, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageDataset:
+    """Images and their targets, one size for all: example i is `items[index[i]]` with `targets[i]`.
+
+    `items` is a sequence of what `decode` takes, or one array of images, and is read from several threads.
+    `targets` is int32 (n,) or float32 (n, classes); `size` is (height, width) in pixels.
+    """
+
+    items: Sequence[Any]
+    index: np.ndarray
+    targets: np.ndarray
+    size: tuple[int, int]
+    resize: str = "crop"
+    channels: int = 3
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        return {"image": self.load(self.items[self.index[i]]), "target": self.targets[i]}
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        return f"ImageDataset: {len(self)} images of {height}x{width} pixels, {self.channels} channels"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all images and targets once decoded."""
+        return len(self) * self.size[0] * self.size[1] * self.channels + self.targets.nbytes
+
+    def load(self, item: Any) -> np.ndarray:
+        """Decode and resize one item as this data set does."""
+        return presize(decode(item, self.channels), self.size, self.resize)
+
+    def path(self, i: int) -> Path | None:
+        """The file of example i, or None where images do not come from files."""
+        item = self.items[self.index[i]]
+        return Path(item) if isinstance(item, (str, os.PathLike)) else None
+
+    def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Stack the examples at `indices`: "image" (n, height, width, channels) and "target".
+
+        Raises ValueError that names the images which cannot be read.
+        """
+        indices = np.asarray(indices, int)
+        if self._ready:
+            images = self.items[self.index[indices]].reshape(len(indices), *self.size, -1)
+            images = np.repeat(images, self.channels // images.shape[-1], axis=-1)
+        else:
+            images = np.empty((len(indices), *self.size, self.channels), np.uint8)
+            failures = {}
+            for row, result in enumerate(self.try_each(indices)):
+                if isinstance(result, Exception):
+                    failures[self._name(indices[row])] = _reason(result)
+                else:
+                    images[row] = result
+            if failures:
+                named = [f"{name} ({reason})" for name, reason in failures.items()]
+                raise ValueError(
+                    f"cannot read {len(failures)} of the {len(indices)} images of a batch: {first(named)}; "
+                    'remove them, or pass on_error="skip"'
+                )
+        return {"image": images, "target": self.targets[indices]}
+
+    def try_each(self, indices: np.ndarray) -> Iterable[np.ndarray | Exception]:
+        """Each image at `indices` in order, or the error in its place, decoded in threads."""
+        from PIL import Image
+
+        def attempt(i):
+            try:
+                return self.load(self.items[self.index[i]])
+            except (UnreadableImage, FileNotFoundError) as error:
+                return error
+
+        Image.init()  # load Pillow's plugins before the threads do: two at once can miss a format
+        with ThreadPoolExecutor(_THREADS) as pool:
+            yield from pool.map(attempt, indices)
+
+    def unreadable(self) -> dict[int, str]:
+        """Decode every image; which cannot be read, and their names. Shows a progress bar when there are many."""
+        steps = [np.arange(start, min(start + 256, len(self))) for start in range(0, len(self), 256)]
+        return {
+            int(i): self._name(i)
+            for step in tracked(steps, "looking for unreadable images", len(steps) > 8)
+            for i, result in zip(step, self.try_each(step), strict=True)
+            if isinstance(result, Exception)
+        }
+
+    @property
+    def _ready(self) -> bool:
+        """Whether the items are one array of images that need no decoding or resizing."""
+        if not isinstance(self.items, np.ndarray) or self.items.dtype != np.uint8:
+            return False
+        return self.items.shape[1:] in (self.size, (*self.size, 1), (*self.size, self.channels))
+
+    def _name(self, i: int) -> str:
+        path = self.path(i)
+        return f"image {self.index[i]}" if path is None else str(path)
+
+
+def _reason(error: Exception) -> str:
+    return error.reason if isinstance(error, UnreadableImage) else "no such file"
+
+
+def tracked(items: Iterable[Any], title: str, show: bool, total: int | None = None) -> Iterable[Any]:
+    """`items`, with a progress bar where `show` is true and the output is a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, title, total, transient=True, disable=not (show and Console().is_terminal))

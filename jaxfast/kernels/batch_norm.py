@@ -1,0 +1,82 @@
+"""Batch normalisation with per-group statistics and a closed-form backward pass."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def batch_norm(x, scale, bias, *, groups=1, epsilon):
+    """Normalise (N, ..., C) over all axes but the last, in `groups` equal parts of the batch.
+
+    Returns y in the dtype of `x`, and the mean and biased variance, fp32 (fp64 for fp64 input), shape
+    (groups, C); no gradient flows through these two. The variance takes a second pass over x, so that a mean
+    far above the deviation costs no digits. Reverse-mode derivative only: `jax.jvp` does not pass.
+    Raises ValueError where `groups` does not divide N or the scale does not fit the channels.
+
+    >>> y, mean, var = batch_norm(jnp.array([[1.], [3.]]), jnp.ones(1), jnp.zeros(1), epsilon=0.)
+    >>> y.tolist(), mean.tolist(), var.tolist()
+    ([[-1.0], [1.0]], [[2.0]], [[1.0]])
+    """
+    if x.ndim < 2:
+        raise ValueError(f"batch_norm got x of shape {x.shape}; expected (N, ..., C)")
+    if scale.shape != x.shape[-1:] or bias.shape != x.shape[-1:]:
+        raise ValueError(
+            f"batch_norm got scale {scale.shape} and bias {bias.shape}; "
+            f"expected ({x.shape[-1]},) for x {x.shape}"
+        )
+    if groups < 1 or groups > 1 and x.shape[0] % groups:
+        raise ValueError(
+            f"a batch of {x.shape[0]} does not split into {groups} equal groups; "
+            f"give a batch size that is a multiple of {groups}"
+        )
+    # No group axis for one group: with an axis of size one in front XLA:CPU does not vectorise the reductions
+    # (48x48x96, batch 32, forward and backward with ReLU6, jax 0.10.2: 65 ms against 20).
+    if groups == 1:
+        y, mean, var = _normalize(x, scale, bias, epsilon)
+        mean, var = mean[None], var[None]
+    else:
+        parts = x.reshape(groups, x.shape[0] // groups, *x.shape[1:])
+        y, mean, var = jax.vmap(partial(_normalize, epsilon=epsilon), in_axes=(0, None, None))(
+            parts, scale, bias
+        )
+        y = y.reshape(x.shape)
+    return y, lax.stop_gradient(mean), lax.stop_gradient(var)
+
+
+def _wide(x):
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalize(x, scale, bias, epsilon):
+    return _forward(x, scale, bias, epsilon)[0]
+
+
+def _forward(x, scale, bias, epsilon):
+    axes, wide = tuple(range(x.ndim - 1)), _wide(x)
+    mean = wide.mean(axes)
+    var = jnp.square(wide - mean).mean(axes)
+    rstd = lax.rsqrt(var + epsilon)
+    y = (wide - mean) * (rstd * scale) + bias
+    return (y.astype(x.dtype), mean, var), (x, scale, bias, mean, rstd)
+
+
+def _backward(epsilon, residuals, cotangents):
+    """dx = scale * rstd * (g - mean(g) - x_hat * mean(g * x_hat)), Ioffe and Szegedy 2015.
+
+    Autodiff walks back through the mean and variance and keeps more arrays; 48x48x96, batch 32, with ReLU6,
+    forward and backward, jax 0.10.2: 20 ms against 104. The cotangents of the statistics are zero by
+    contract.
+    """
+    x, scale, bias, mean, rstd = residuals
+    axes, wide, g = tuple(range(x.ndim - 1)), _wide(x), _wide(cotangents[0])
+    x_hat = (wide - mean) * rstd
+    dbias, dscale = g.sum(axes), (g * x_hat).sum(axes)
+    count = x.size // x.shape[-1]
+    dx = (rstd * scale) * (g - dbias / count - x_hat * (dscale / count))
+    return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype)
+
+
+_normalize.defvjp(_forward, _backward)

@@ -1,0 +1,364 @@
+"""The notebook face: data, a model and a training state, and the functions of the library under short names."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+import jaxfast
+from jaxfast import losses, optim, schedules, training
+from jaxfast import metrics as metrics_
+from jaxfast import precision as precision_
+from jaxfast.data import loader
+from jaxfast.data.prediction import Prediction
+from jaxfast.interpret import Interpretation, grad_cam
+from jaxfast.mesh import check_batch_size, data_mesh, replicated
+from jaxfast.messages import first, nearest
+from jaxfast.training.progress import Progress, bar
+
+OPTIMIZERS = {"adamw": optim.hyper_adamw, "sgd": optim.hyper_sgd, "rmsprop": optim.hyper_rmsprop}
+
+Rates = float | slice | Sequence[float] | optax.Schedule
+
+
+class Learner:
+    """Trains `module` on `data`: holds a state and calls the functions of `jaxfast.training`.
+
+    `data`: an object with train, valid, batch_size, inputs, classes, augment, prepare and encode, such as `vision.from_folder`
+    gives. `loss`: a function (outputs, target) -> (batch,). `metrics`: names from `jaxfast.metrics.METRICS` or functions (outputs,
+    target) -> one value per example. `optimizer`: "adamw", "sgd", "rmsprop", or a function (hypers, labels=) -> GradientTransformation.
+    `moms`: momentum at the ends and the middle of a cycle. `precision`: "auto", "fp32", "bf16", "fp16". `variables`: replaces
+    the module's own initial variables (pretrained weights). `train_norm`: norm layers of frozen groups train, as in fastai.
+    `norm_groups`: groups of batch statistics (default: as many as devices). `resident`: keep the data on the device ("auto": where it fits).
+    ValueError for a batch size that devices or groups do not divide, and for unknown names.
+    """
+
+    def __init__(
+        self,
+        data,
+        module: nn.Module,
+        *,
+        loss: losses.Loss,
+        metrics: Sequence[str | Callable] = (),
+        optimizer: str | Callable = "adamw",
+        weight_decay: float = 0.01,
+        moms: Sequence[float] = (0.95, 0.85, 0.95),
+        precision: str = "auto",
+        seed: int = 0,
+        variables: dict | None = None,
+        train_norm: bool = True,
+        norm_groups: int | None = None,
+        resident: bool | str = "auto",
+        devices: Sequence[jax.Device] | None = None,
+        quiet: bool = False,
+    ):
+        self.mesh = data_mesh(devices)
+        check_batch_size(data.batch_size, self.mesh)
+        if norm_groups and data.batch_size % norm_groups:
+            raise ValueError(
+                f"batch_size {data.batch_size} does not split into norm_groups={norm_groups} groups of batch "
+                f"statistics: use a multiple of {norm_groups}"
+            )
+        if len(data.train) < data.batch_size:
+            raise ValueError(
+                f"batch_size {data.batch_size} is larger than the {len(data.train)} training examples: use a smaller one"
+            )
+        if optimizer in OPTIMIZERS:
+            optimizer = OPTIMIZERS[optimizer]
+        elif not callable(optimizer):
+            raise ValueError(f"unknown optimizer {optimizer!r}: give one of {first(list(OPTIMIZERS))}{nearest(optimizer, OPTIMIZERS)}")
+        self.data, self.optimizer, self.quiet = data, optimizer, quiet
+        self.weight_decay, self.moms, self.train_norm = weight_decay, tuple(moms), train_norm
+        self.precision = precision_.resolve(precision, self.mesh.devices.flat[0])
+        self.module = precision_.cast_module(module, self.precision.dtype)
+        self.groups = getattr(module, "groups", None)
+        self.frozen_to = 0
+        self.history = training.History()
+        self._pace = training.Pace()
+        self._programs = training.Programs(
+            self.module,
+            data,
+            loss,
+            metrics_.resolve(metrics),
+            optimizer,
+            self.mesh,
+            norm_groups or self.mesh.size,
+            loader.fits(data.train, data.valid) if resident == "auto" else bool(resident),
+        )
+
+        example = data.train.batch(np.arange(1))
+        if data.prepare is not None:
+            example = data.prepare(example)
+        state = training.create_state(
+            self.module,
+            [example[name] for name in data.inputs],
+            self.optimizer,
+            groups=self.groups,
+            variables=variables,
+            loss_scale=precision_.LossScale.create() if self.precision.loss_scale else None,
+            seed=seed,
+        )
+        self.state = jax.device_put(state, replicated(self.mesh))
+
+    # Training
+
+    def lr_find(self, start: float = 1e-7, end: float = 10.0, steps: int = 100) -> training.LRFinder:
+        """Try rates from `start` to `end` on a copy of the state; the learner stays as it is. See `training.lr_find`."""
+        with bar("lr_find", steps, quiet=self.quiet) as update:
+            return training.lr_find(
+                self.state,
+                self._programs.chunk(self._part),
+                self._feed,
+                start=start,
+                end=end,
+                steps=steps,
+                n_groups=self._part.n_groups,
+                weight_decay=self.weight_decay,
+                pace=self._pace,
+                on_progress=update,
+            )
+
+    def fit(self, epochs: int, lr: Rates, *, weight_decay: float | None = None) -> None:
+        """Train at a constant rate (or by a schedule over all steps, the same for every group) and the first momentum."""
+        if callable(lr):
+            rates = [lr] * self._part.n_groups
+        else:
+            rates = [optax.constant_schedule(rate) for rate in self._rates(lr)]
+        self._fit(epochs, rates, optax.constant_schedule(self.moms[0]), weight_decay)
+
+    def fit_one_cycle(
+        self,
+        epochs: int,
+        lr: Rates,
+        *,
+        div: float = 25.0,
+        div_final: float = 1e5,
+        pct_start: float = 0.25,
+        moms: Sequence[float] | None = None,
+        weight_decay: float | None = None,
+    ) -> None:
+        """Train with one cycle of rate and momentum (Smith 2018; fastai's fit_one_cycle): `schedules.one_cycle`."""
+        steps = self._steps(epochs)
+        rates = [
+            schedules.one_cycle(steps, rate, pct_start=pct_start, div=div, div_final=div_final)
+            for rate in self._rates(lr)
+        ]
+        momentum = schedules.one_cycle_momentum(steps, tuple(moms or self.moms), pct_start=pct_start)
+        self._fit(epochs, rates, momentum, weight_decay)
+
+    def fit_flat_cos(
+        self,
+        epochs: int,
+        lr: Rates,
+        *,
+        div_final: float = 1e5,
+        pct_start: float = 0.75,
+        weight_decay: float | None = None,
+    ) -> None:
+        """Train at a flat rate, then a cosine down to lr / div_final (fastai's fit_flat_cos)."""
+        steps = self._steps(epochs)
+        rates = [
+            schedules.flat_cosine(steps, rate, div_final=div_final, pct_start=pct_start) for rate in self._rates(lr)
+        ]
+        self._fit(epochs, rates, optax.constant_schedule(self.moms[0]), weight_decay)
+
+    def fit_sgdr(
+        self, n_cycles: int, cycle_len: int, lr: Rates, *, cycle_mult: int = 2, weight_decay: float | None = None
+    ) -> None:
+        """Train with warm restarts (Loshchilov and Hutter 2017; fastai's fit_sgdr): cycles of cycle_len * cycle_mult**i epochs."""
+        epochs = sum(cycle_len * cycle_mult**i for i in range(n_cycles))
+        per_cycle = self._steps(cycle_len)
+        rates = [schedules.sgdr(n_cycles, per_cycle, rate, cycle_mult=cycle_mult) for rate in self._rates(lr)]
+        self._fit(epochs, rates, optax.constant_schedule(self.moms[0]), weight_decay)
+
+    def fine_tune(
+        self,
+        epochs: int,
+        lr: float = 2e-3,
+        *,
+        freeze_epochs: int = 1,
+        lr_mult: float = 100.0,
+        pct_start: float = 0.3,
+        div: float = 5.0,
+        weight_decay: float | None = None,
+    ) -> None:
+        """Train the head with the body frozen, then everything with discriminative rates (fastai's fine_tune).
+
+        A cycle of `freeze_epochs` at slice(lr) with pct_start .99; then lr is halved, and `epochs` at slice(lr / lr_mult, lr).
+        """
+        self.freeze()
+        self.fit_one_cycle(freeze_epochs, slice(lr), pct_start=0.99, weight_decay=weight_decay)
+        self.unfreeze()
+        lr = lr / 2
+        self.fit_one_cycle(epochs, slice(lr / lr_mult, lr), pct_start=pct_start, div=div, weight_decay=weight_decay)
+
+    def freeze_to(self, n: int) -> None:
+        """Freeze the parameter groups before group `n` (negative: counted from the end). A change of the trained
+        parameters starts a fresh optimizer state, as in fastai. ValueError when the model has no such group."""
+        if self.groups is None and n:
+            raise ValueError(
+                f"{type(self.module).__name__} has one parameter group, so nothing can be frozen: "
+                "give the module a `groups` attribute with path prefixes"
+            )
+        part = training.trainable(self.state.params, self.groups, freeze_to=n, train_norm=self.train_norm)
+        frozen_to = n % part.n_groups
+        if frozen_to != self.frozen_to:
+            self.frozen_to = frozen_to
+            opt_state = training.fresh_opt_state(self.optimizer, part, self.state.params)
+            self.state = self.state.replace(opt_state=jax.device_put(opt_state, replicated(self.mesh)))
+
+    def freeze(self) -> None:
+        """Train the last group only (and the norm layers of the others, with `train_norm`)."""
+        self.freeze_to(-1)
+
+    def unfreeze(self) -> None:
+        """Train everything."""
+        self.freeze_to(0)
+
+    # Evaluation
+
+    def validate(self, dataset=None) -> dict[str, float]:
+        """The loss and the metrics on the validation set, or on `dataset`: {"loss": ..., "accuracy": ...}."""
+        if dataset is None:
+            dataset = self._valid if self._programs.resident else self.data.valid
+        return self._programs.validate(self.state.variables, dataset)
+
+    def get_preds(self, dataset=None) -> tuple[np.ndarray, np.ndarray]:
+        """Predictions (probabilities where the loss takes logits) and targets of the validation set, or of `dataset`."""
+        dataset = self.data.valid if dataset is None else dataset
+        return self._programs.outputs(self.state.variables, dataset)[:2]
+
+    def predict(self, item) -> Prediction:
+        """What the model says of one item: a path, a PIL image, an array, or an example such as `data.valid[3]`."""
+        outputs = self._programs.predict(self.state.variables, self._encode(item))
+        return self.data.decode(np.asarray(outputs)[0])
+
+    def interpret(self, dataset=None) -> Interpretation:
+        """Losses and probabilities of every validation example: top losses, confusion matrix, most confused classes."""
+        dataset = self.data.valid if dataset is None else dataset
+        probabilities, targets, losses_ = self._programs.outputs(self.state.variables, dataset)
+        return Interpretation(probabilities, targets, losses_, self.data.classes, dataset)
+
+    def heatmap(self, item, *, layer: str | None = None, target: int | None = None):
+        """Grad-CAM: where the evidence for class `target` (default: the predicted one) lies, at block `layer` (default: the last)."""
+        image = self._encode(item)["image"][0]
+        return grad_cam(
+            self.module, self.state.variables, image, classes=self.data.classes, layer=layer, target=target
+        )
+
+    def show_batch(self, n: int = 9):
+        """A figure of `n` training items as the model sees them."""
+        return self.data.show_batch(n)
+
+    def show_results(self, n: int = 9, seed: int = 0):
+        """A figure of `n` validation items drawn with `seed`: predicted and true label."""
+        index = np.random.default_rng(seed).permutation(len(self.data.valid))[:n]
+        examples = [self.data.valid[int(i)] for i in index]
+        return self.data.show_results(examples, [self.predict(example) for example in examples])
+
+    def summary(self) -> training.Summary:
+        """The parameter groups: their layers, how many parameters they have, and whether they train."""
+        everything = training.trainable(self.state.params, self.groups).labels
+        return training.summarize(
+            type(self.module).__name__, self.state.params, self.groups, self._part, everything, self.precision.dtype.name
+        )
+
+    # Files
+
+    def save(self, path: str | Path) -> None:
+        """Write the whole state (parameters, statistics, optimizer, step, key) into the folder `path`."""
+        about = {
+            "jaxfast": jaxfast.__version__,
+            "frozen_to": self.frozen_to,
+            "train_norm": self.train_norm,
+            "norm_groups": self._programs.norm_groups,
+            "classes": [str(name) for name in self.data.classes or ()],
+        }
+        training.save_state(path, self.state, about)
+
+    def load(self, path: str | Path) -> None:
+        """Take over the state saved at `path`: frozen groups, optimizer and step too. ValueError where it does not fit."""
+        about = training.read_about(path)
+        classes = [str(name) for name in self.data.classes or ()]
+        if about.get("classes") != classes:
+            raise ValueError(f"{path} was trained on the classes {about.get('classes')}, the data has {classes}")
+        before = self.frozen_to, self.train_norm, self.state
+        try:
+            self.train_norm = about["train_norm"]
+            self.freeze_to(about["frozen_to"])
+            self.state = training.load_state(path, self.state)
+        except ValueError:
+            self.frozen_to, self.train_norm, self.state = before
+            raise
+        self._programs = dataclasses.replace(self._programs, norm_groups=about["norm_groups"], _chunks={})
+
+    # What the methods above share
+
+    @property
+    def _part(self) -> training.Trainable:
+        return training.trainable(
+            self.state.params, self.groups, freeze_to=self.frozen_to, train_norm=self.train_norm
+        )
+
+    @cached_property
+    def _feed(self) -> loader.Resident | loader.Streamed:
+        if self._programs.resident:
+            return loader.Resident.put(self.data.train, self.data.batch_size, self.mesh)
+        return loader.Streamed(self.data.train, self.data.batch_size, self.mesh)
+
+    @cached_property
+    def _valid(self) -> loader.Padded:
+        return loader.padded(self.data.valid, self.data.batch_size, self.mesh)
+
+    def _encode(self, item) -> dict[str, np.ndarray]:
+        example = self.data.encode(item)
+        return {name: np.asarray(value)[None] for name, value in example.items() if name != "target"}
+
+    def _steps(self, epochs: int) -> int:
+        if epochs < 1:
+            raise ValueError(f"epochs is {epochs}: train for at least 1")
+        return epochs * (len(self.data.train) // self.data.batch_size)
+
+    def _rates(self, lr: Rates) -> tuple[float, ...]:
+        return optim.discriminative(lr, self._part.n_groups)
+
+    def _fit(self, epochs: int, rates, momentum, weight_decay: float | None) -> None:
+        decay = optax.constant_schedule(self.weight_decay if weight_decay is None else weight_decay)
+        total = self._steps(epochs)
+        rows = training.hyper_rows(total, rates, momentum, decay)
+        steps, chunk, smooth = total // epochs, self._programs.chunk(self._part), training.SmoothLoss()
+        columns = ("train_loss", "valid_loss", *(metric.name for metric in self._programs.metrics))
+        with Progress(columns, epochs, steps, quiet=self.quiet) as progress:
+            for epoch in range(epochs):
+                start = time.perf_counter()
+                part = {name: values[epoch * steps : (epoch + 1) * steps] for name, values in rows.items()}
+                train_loss = float("nan")
+                for piece in training.run(self.state, chunk, self._feed, part, self._pace):
+                    self.state = piece.state
+                    done = slice(piece.first, piece.first + len(piece.losses))
+                    if piece.halted:
+                        self._halt(piece, part)
+                    for loss in piece.losses:
+                        train_loss = smooth.update(loss)
+                    self.history.add_steps(piece.losses, part["lr"][done], part["momentum"][done])
+                    progress.step(done.stop, train_loss)
+                results = self.validate()
+                seconds = time.perf_counter() - start
+                values = {"train_loss": train_loss, "valid_loss": results.pop("loss"), **results}
+                self.history.add_epoch(values, seconds)
+                progress.end_epoch(values, seconds)
+
+    def _halt(self, piece: training.RunProgress, rows: training.Rows) -> None:
+        last = len(piece.losses) - 1
+        loss, lr = piece.losses[last], rows["lr"][piece.first + last, -1]
+        what = f"the loss is {loss}" if not np.isfinite(loss) else f"the update is not finite (loss {loss:.4g})"
+        raise FloatingPointError(
+            f"{what} at step {len(self.history.losses) + last} of training (learning rate {lr:.3g}): the state before that "
+            "step is kept; use a lower rate (lr_find), or look for inputs that are not finite"
+        )

@@ -1,0 +1,275 @@
+"""Figures from plain arrays; each function returns a matplotlib Figure and touches no global state."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxfast._extras import need
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+RED, BLUE, ORANGE, GREEN, PURPLE = "#b3261e", "#1f5fa8", "#d9822b", "#2e7d32", "#6a3d9a"
+
+
+def show_images(
+    images: Sequence[np.ndarray] | np.ndarray,
+    titles: Sequence[str] | None = None,
+    *,
+    wrong: Sequence[bool] | None = None,
+    columns: int | None = None,
+) -> Figure:
+    """Show images in a grid, each under its title; titles of those marked `wrong` are red.
+
+    `images` are uint8 or float in 0..255, each (H, W), (H, W, 1) or (H, W, 3).
+    Raises ValueError for no images and for titles or marks that are not one per image.
+    """
+    count = len(images)
+    if not count:
+        raise ValueError("there are no images to show: give at least one")
+    for name, given in (("titles", titles), ("marks (wrong)", wrong)):
+        if given is not None and len(given) != count:
+            raise ValueError(f"{len(given)} {name} for {count} images: give one per image")
+    columns = columns or min(count, math.ceil(math.sqrt(count)))
+    rows = math.ceil(count / columns)
+    lines = 0 if titles is None else max(title.count("\n") + 1 for title in titles)
+    figure = _figure(2.1 * columns, (2.1 + 0.2 * lines) * rows)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes:
+        ax.axis("off")
+    for index, image in enumerate(images):
+        axes[index].imshow(_pixels(image), cmap="gray", vmin=0, vmax=255)
+        if titles is not None:
+            color = RED if wrong is not None and wrong[index] else "black"
+            axes[index].set_title(titles[index], fontsize=9, color=color)
+    return figure
+
+
+def top_losses(
+    images: Sequence[np.ndarray],
+    predicted: Sequence[str],
+    actual: Sequence[str],
+    losses: Sequence[float],
+    probabilities: Sequence[float],
+) -> Figure:
+    """Show images under prediction, actual label, loss and probability of the prediction; errors are red."""
+    titles = [
+        f"predicted {guess}\nactual {label}\nloss {loss:.2f}, p {probability:.2f}"
+        for guess, label, loss, probability in zip(predicted, actual, losses, probabilities, strict=True)
+    ]
+    wrong = [guess != label for guess, label in zip(predicted, actual, strict=True)]
+    return show_images(images, titles, wrong=wrong)
+
+
+def lr_find(
+    lrs: np.ndarray,
+    losses: np.ndarray,
+    raw_losses: np.ndarray | None = None,
+    suggestions: Mapping[str, float] | None = None,
+) -> Figure:
+    """Draw the loss against the learning rate on a logarithmic axis and mark the suggested rates.
+
+    `losses` (n,) are the smoothed ones, `raw_losses` (n,) those of the single steps; `suggestions` gives a
+    rate by name, marked on the smoothed curve.
+    """
+    lrs, losses = np.asarray(lrs, float), np.asarray(losses, float)
+    figure = _figure(7, 4.2)
+    ax = figure.subplots()
+    if raw_losses is not None:
+        ax.plot(lrs, raw_losses, color="0.75", linewidth=1, label="loss of each step")
+    ax.plot(lrs, losses, color=BLUE, linewidth=2, label="smoothed loss")
+    for index, (name, lr) in enumerate((suggestions or {}).items()):
+        height = np.interp(np.log(lr), np.log(lrs), losses)
+        color = (RED, ORANGE, GREEN, PURPLE)[index % 4]
+        ax.plot(lr, height, "o", color=color, markersize=8, markeredgecolor="white", label=f"{name} {lr:.1e}")
+    ax.set_xscale("log")
+    _limit(ax, losses)
+    ax.set_xlabel("learning rate")
+    ax.set_ylabel("training loss")
+    return _finish(figure, ax)
+
+
+def schedule(lrs: np.ndarray, momentum: np.ndarray | None = None, *, groups: Sequence[str] | None = None) -> Figure:
+    """Draw the learning rate of each group, (steps,) or (steps, groups), and the momentum (steps,)."""
+    lrs = np.asarray(lrs, float)
+    lrs = lrs[:, None] if lrs.ndim == 1 else lrs
+    names = groups or [f"group {index}" for index in range(lrs.shape[1])]
+    if len(names) != lrs.shape[1]:
+        raise ValueError(f"{len(names)} names for {lrs.shape[1]} groups: give one per group")
+    figure = _figure(7, 3.6 if momentum is None else 5.4)
+    axes = figure.subplots(1 if momentum is None else 2, 1, sharex=True, squeeze=False)[:, 0]
+    for index, name in enumerate(names):
+        shade = (index + 1) / len(names)
+        axes[0].plot(lrs[:, index], color=BLUE, alpha=0.3 + 0.7 * shade, linewidth=1 + shade, label=name)
+    # Groups a hundred times apart are both readable only on a logarithmic axis.
+    highest = lrs.max(0)
+    if highest.min() > 0 and highest.max() > 20 * highest.min():
+        axes[0].set_yscale("log")
+    axes[0].set_ylabel("learning rate")
+    if momentum is not None:
+        axes[1].plot(momentum, color=ORANGE, linewidth=2)
+        axes[1].set_ylabel("momentum")
+    axes[-1].set_xlabel("step")
+    return _finish(figure, *axes, legend=lrs.shape[1] > 1)
+
+
+def losses(train: np.ndarray, valid: Sequence[float] | None = None, valid_steps: Sequence[int] | None = None) -> Figure:
+    """Draw the training loss of every step (steps,), smoothed, and the validation loss of every epoch.
+
+    `valid_steps` are the numbers of steps after which `valid` was measured. The average is debiased and
+    exponential, over a twentieth of the run, at most 50 steps (fastai: always 50).
+    """
+    train = np.asarray(train, float)
+    steps = np.arange(1, len(train) + 1)
+    smoothed = _smooth(train, beta=min(max(1 - 20 / len(train), 0), 0.98))
+    figure = _figure(7, 4.2)
+    ax = figure.subplots()
+    ax.plot(steps, train, color=BLUE, alpha=0.25, linewidth=0.8, label="train, each step")
+    ax.plot(steps, smoothed, color=BLUE, linewidth=2, label="train, smoothed")
+    seen = smoothed
+    if valid is not None:
+        ax.plot(valid_steps, valid, "o-", color=ORANGE, linewidth=2, markersize=5, label="valid, each epoch")
+        seen = np.concatenate([smoothed, np.asarray(valid, float)])
+    _limit(ax, seen)
+    ax.set_xlabel("step")
+    ax.set_ylabel("loss")
+    return _finish(figure, ax)
+
+
+def metrics(values: Mapping[str, Sequence[float]]) -> Figure:
+    """Draw each metric, a value per epoch under its name, in axes of its own."""
+    if not values:
+        raise ValueError("there are no metrics to draw: give at least one")
+    columns = min(len(values), 3)
+    rows = math.ceil(len(values) / columns)
+    figure = _figure(max(4.2 * columns, 5), 3.2 * rows)
+    from matplotlib.ticker import MaxNLocator
+
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax, (name, series) in zip(axes, values.items(), strict=False):  # the last row may have free places
+        ax.plot(range(1, len(series) + 1), series, "o-", color=BLUE, linewidth=2, markersize=5)
+        ax.set_ylabel(name.replace("_", " "))
+        ax.set_xlabel("epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    for ax in axes[len(values) :]:
+        ax.axis("off")
+    return _finish(figure, *axes[: len(values)], legend=False)
+
+
+def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
+    """Draw a confusion matrix (C, C), a row per actual class; the shade is the share of the row.
+
+    The numbers are written for up to 50 classes, zeros for up to 10.
+    """
+    counts = np.asarray(counts)
+    number = len(classes)
+    if counts.shape != (number, number):
+        raise ValueError(f"counts of shape {counts.shape} for {number} classes: give ({number}, {number})")
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    cell = max(min(0.55, 11 / number), 0.1)  # inches
+    figure = _figure(cell * number + 3.4, cell * number + 2.2, "compressed")
+    ax = figure.subplots()
+    shades = ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    font = min(10, 0.45 * 72 * cell)
+    names = [str(name) for name in classes]
+    ax.set_xticks(range(number), names, fontsize=font, rotation=90 if number > 3 else 0)
+    ax.set_yticks(range(number), names, fontsize=font)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    for row, column in np.ndindex(counts.shape) if number <= 50 else ():
+        if counts[row, column] or number <= 10:
+            color = "white" if share[row, column] > 0.5 else "0.2"
+            text = str(counts[row, column])
+            ax.text(column, row, text, color=color, fontsize=font, ha="center", va="center")
+    ax.set_xlabel("predicted")
+    ax.set_ylabel("actual")
+    bar = figure.colorbar(shades, ax=ax, shrink=0.8)
+    bar.set_label("share of the actual class", labelpad=8)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def heatmap(image: np.ndarray, values: np.ndarray, title: str | None = None) -> Figure:
+    """Show an image, and beside it the same image under a map (h, w) in 0..1 stretched over it."""
+    pixels = _pixels(image)
+    height, width = pixels.shape[:2]
+    figure = _figure(7.6, 3.4 * min(max(height / width, 0.5), 2) + 0.5, "compressed")
+    plain, covered = figure.subplots(1, 2)
+    for ax in (plain, covered):
+        ax.imshow(pixels, cmap="gray", vmin=0, vmax=255)
+        ax.axis("off")
+    # The cells of the map tile the image: its borders, not its pixel centres, lie on the image's borders.
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    cover = covered.imshow(values, extent=extent, cmap="inferno", alpha=0.55, interpolation="bilinear", vmin=0, vmax=1)
+    bar = figure.colorbar(cover, ax=(plain, covered), shrink=0.85)
+    bar.set_label("evidence, relative to its peak", labelpad=8)
+    bar.outline.set_visible(False)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+@cache
+def _figure_class() -> type[Figure]:
+    need("matplotlib", extra="plot", purpose="plots")
+    from matplotlib.figure import Figure
+
+    class NotebookFigure(Figure):
+        # A notebook draws a figure made without pyplot only after `%matplotlib inline`; this one always.
+        def _repr_png_(self) -> bytes:
+            png = io.BytesIO()
+            self.savefig(png, format="png")
+            return png.getvalue()
+
+    return NotebookFigure
+
+
+def _figure(width: float, height: float, layout: str = "constrained") -> Figure:
+    figure = _figure_class()(figsize=(width, height), layout=layout)
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+    return figure
+
+
+def _finish(figure: Figure, *axes, legend: bool = True) -> Figure:
+    for ax in axes:
+        ax.grid(True, color="0.92")
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
+    if legend:
+        handles, labels = axes[0].get_legend_handles_labels()
+        columns = len(labels) if len(labels) < 5 else 3
+        figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
+    return figure
+
+
+def _limit(ax, values: np.ndarray) -> None:
+    """Fit the vertical axis to the finite values; single noisy steps may leave it."""
+    values = values[np.isfinite(values)]
+    if len(values) and values.max() > values.min():
+        room = 0.06 * (values.max() - values.min())
+        ax.set_ylim(values.min() - room, values.max() + room)
+
+
+def _smooth(values: np.ndarray, beta: float) -> np.ndarray:
+    average, smoothed = 0.0, np.empty(len(values))
+    for index, value in enumerate(values):
+        average = beta * average + (1 - beta) * value
+        smoothed[index] = average / (1 - beta ** (index + 1))
+    return smoothed
+
+
+def _pixels(image: np.ndarray) -> np.ndarray:
+    """An image in 0..255, (H, W), (H, W, 1) or (H, W, 3), as uint8 of a shape that imshow takes."""
+    image = np.asarray(image)
+    if image.ndim == 3 and image.shape[-1] == 1:
+        image = image[..., 0]
+    if image.ndim != 2 and not (image.ndim == 3 and image.shape[-1] == 3):
+        raise ValueError(f"an image has the shape {image.shape}: give (H, W), (H, W, 1) or (H, W, 3)")
+    return np.clip(np.round(image.astype(np.float32)), 0, 255).astype(np.uint8)

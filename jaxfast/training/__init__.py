@@ -1,0 +1,54 @@
+"""Training as pure functions: state, step, loop, finder; a script uses these, the learner calls them."""
+
+from jaxfast.data.loader import epoch_order
+from jaxfast.training.checkpoint import load_state, read_about, save_state
+from jaxfast.training.finder import LRFinder, lr_find
+from jaxfast.training.history import History, SmoothLoss, smooth
+from jaxfast.training.loop import (
+    CAPACITY,
+    Pace,
+    Rows,
+    RunProgress,
+    evaluate_all,
+    hyper_rows,
+    make_chunk,
+    make_evaluation,
+    run,
+)
+from jaxfast.training.programs import Programs
+from jaxfast.training.state import Trainable, TrainState, create_state, fresh_opt_state, key_for, trainable
+from jaxfast.training.step import make_evaluate, make_forward, make_step
+from jaxfast.training.summary import Summary, summarize
+
+__all__ = [
+    "CAPACITY",
+    "History",
+    "LRFinder",
+    "Pace",
+    "Programs",
+    "Rows",
+    "RunProgress",
+    "SmoothLoss",
+    "Summary",
+    "TrainState",
+    "Trainable",
+    "create_state",
+    "epoch_order",
+    "evaluate_all",
+    "fresh_opt_state",
+    "hyper_rows",
+    "key_for",
+    "load_state",
+    "lr_find",
+    "make_chunk",
+    "make_evaluate",
+    "make_evaluation",
+    "make_forward",
+    "make_step",
+    "read_about",
+    "run",
+    "save_state",
+    "smooth",
+    "summarize",
+    "trainable",
+]

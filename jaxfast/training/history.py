@@ -1,0 +1,88 @@
+"""What a learner remembers of its training: one record per epoch, one row per step."""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass
+class SmoothLoss:
+    """Exponential moving average with bias correction, as fastai's recorder smooths training losses."""
+
+    beta: float = 0.98
+    average: float = 0.0
+    count: int = 0
+
+    def update(self, loss: float) -> float:
+        """The smoothed loss after one more `loss`."""
+        self.count += 1
+        self.average = self.beta * self.average + (1 - self.beta) * float(loss)
+        return self.average / (1 - self.beta**self.count)
+
+
+def smooth(losses: np.ndarray, beta: float = 0.98) -> np.ndarray:
+    """All smoothed losses of a run.
+
+    >>> smooth(np.array([1.0, 3.0]), beta=0.5).round(3).tolist()
+    [1.0, 2.333]
+    """
+    state = SmoothLoss(beta)
+    return np.array([state.update(loss) for loss in losses])
+
+
+@dataclasses.dataclass
+class History:
+    """`epochs`: a dict per epoch (epoch, train_loss, valid_loss, metrics, seconds, step); `losses`, `lrs`, `momentums`: per step.
+
+    `train_loss` is the smoothed loss (beta .98, as fastai shows it) at the end of the epoch.
+    """
+
+    epochs: list[dict] = dataclasses.field(default_factory=list)
+    losses: list[float] = dataclasses.field(default_factory=list)
+    lrs: list[np.ndarray] = dataclasses.field(default_factory=list)
+    momentums: list[float] = dataclasses.field(default_factory=list)
+
+    def add_steps(self, losses: np.ndarray, lrs: np.ndarray, momentums: np.ndarray) -> None:
+        self.losses.extend(np.asarray(losses, float).tolist())
+        self.lrs.extend(lrs)
+        self.momentums.extend(np.asarray(momentums, float).tolist())
+
+    def add_epoch(self, values: dict[str, float], seconds: float) -> None:
+        self.epochs.append({"epoch": len(self.epochs), **values, "seconds": seconds, "step": len(self.losses)})
+
+    def plot(self):
+        """A figure of the training loss of every step and the validation loss of every epoch."""
+        from jaxfast import plot
+
+        return plot.losses(
+            np.array(self.losses), [e["valid_loss"] for e in self.epochs], [e["step"] for e in self.epochs]
+        )
+
+    def plot_metrics(self):
+        """A figure of each metric per epoch."""
+        from jaxfast import plot
+
+        known = ("epoch", "train_loss", "valid_loss", "seconds", "step")
+        names = [name for name in (self.epochs[0] if self.epochs else ()) if name not in known]
+        return plot.metrics({name: [epoch[name] for epoch in self.epochs] for name in names})
+
+    def plot_schedule(self):
+        """A figure of the learning rate of each group and of the momentum, per step."""
+        from jaxfast import plot
+
+        return plot.schedule(np.array(self.lrs), np.array(self.momentums))
+
+    def __len__(self) -> int:
+        return len(self.epochs)
+
+    def __repr__(self) -> str:
+        if not self.epochs:
+            return "History(no epoch yet)"
+        names = [name for name in self.epochs[-1] if name != "step"]
+        rows = [names] + [[_shown(epoch.get(name)) for name in names] for epoch in self.epochs]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(names))]
+        return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
+
+
+def _shown(value) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,159 @@
+"""Many steps in one dispatch: the program that every fit and every learning-rate search shares, and what drives it."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from jaxfast.data.loader import Padded, Resident, Streamed, epoch_order
+from jaxfast.mesh import constrain_rows, replicated
+from jaxfast.training.state import TrainState
+from jaxfast.training.step import Step
+
+CAPACITY = 1024
+"""Steps that one dispatch can hold; how many it does hold is a traced number, about a second of work."""
+
+Rows = dict[str, np.ndarray]
+
+
+def hyper_rows(
+    steps: int, lr: Sequence[optax.Schedule], momentum: optax.Schedule, weight_decay: optax.Schedule
+) -> Rows:
+    """Schedules as a table of one row per step, fp32: "lr" (steps, groups), "momentum" and "weight_decay" (steps,)."""
+    columns = [_table(schedule, steps) for schedule in (*lr, momentum, weight_decay)]
+    return {"lr": np.stack(columns[:-2], 1), "momentum": columns[-2], "weight_decay": columns[-1]}
+
+
+def _table(schedule: optax.Schedule, steps: int) -> np.ndarray:
+    # In blocks of one shape, so that a longer fit compiles none of the schedule's operations again.
+    blocks = range(0, steps, CAPACITY)
+    values = [np.asarray(jax.vmap(schedule)(jnp.arange(CAPACITY) + start)) for start in blocks]
+    return np.concatenate(values)[:steps].astype(np.float32)
+
+
+def make_chunk(step: Step, batch_size: int, mesh: Mesh, *, resident: bool, capacity: int = CAPACITY) -> Callable:
+    """The compiled function `chunk(state, data, order, start, n, rows, halted) -> (state, losses, done, halted)`.
+
+    Runs the `n` <= `capacity` batches `order[(start + i) * batch_size :][:batch_size]` of `data` with the hyper-parameters
+    `rows[i]`; with `resident=False`, `data` is itself the one batch. `state` is donated. `losses` has shape (capacity,), the first `done`
+    of them are of steps that ran. A step that is not finite ends the chunk; with `halted` true at the start no step
+    runs, so that chunks can be dispatched before the losses of the one before are looked at.
+    """
+
+    # The sharding of the results is that of the arguments, or the second call would compile again.
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=replicated(mesh))
+    def chunk(state, data, order, start, n, rows, halted):
+        def body(carry):
+            i, state, losses, _ = carry
+            if resident:
+                index = jax.lax.dynamic_slice(order, ((start + i) * batch_size,), (batch_size,))
+                batch = jax.tree.map(lambda x: x[index], data)
+            else:
+                batch = data
+            batch = constrain_rows(batch, mesh)
+            state, metrics = step(state, batch, jax.tree.map(lambda row: row[i], rows))
+            return i + 1, state, losses.at[i].set(metrics["loss"].astype(jnp.float32)), ~metrics["finite"]
+
+        losses = jnp.zeros((capacity,), jnp.float32)
+        carry = jnp.int32(0), state, losses, halted
+        done, state, losses, halted = jax.lax.while_loop(lambda c: (c[0] < n) & ~c[3], body, carry)
+        return state, losses, done, halted
+
+    return chunk
+
+
+def make_evaluation(evaluate: Callable, batch_size: int, mesh: Mesh, *, resident: bool) -> Callable:
+    """The compiled function `evaluation(variables, data, batches) -> sums` over all batches of padded `data`."""
+
+    @jax.jit
+    def evaluation(variables, data, batches):
+        def one(i):
+            rows = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * batch_size, batch_size), data)
+            return evaluate(variables, constrain_rows(rows if resident else data, mesh))
+
+        sums = jax.eval_shape(one, jax.ShapeDtypeStruct((), jnp.int32))
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums)
+        return jax.lax.fori_loop(0, batches, lambda i, sums: jax.tree.map(jnp.add, sums, one(i)), zeros)
+
+    return evaluation
+
+
+class RunProgress(NamedTuple):
+    """Where a run is: the newest state, and the losses of the steps from `first` on that are known by now."""
+
+    state: TrainState
+    first: int
+    losses: np.ndarray
+    halted: bool
+
+
+@dataclasses.dataclass
+class Pace:
+    """How many steps make about `seconds` of work, learnt from the dispatches before; 1 at first."""
+
+    seconds: float = 1.0
+    steps: int = 1
+
+    def learn(self, steps: int, seconds: float) -> None:
+        wanted = int(steps * self.seconds / max(seconds, 1e-4))
+        self.steps = min(max(wanted, 1), 4 * self.steps, CAPACITY)
+
+
+def run(
+    state: TrainState, chunk: Callable, feed: Resident | Streamed, rows: Rows, pace: Pace | None = None
+) -> Iterator[RunProgress]:
+    """Train for one step per row of `rows`, yielding after each dispatch; `state` is donated to the first one.
+
+    A piece is dispatched before the losses of the one before are fetched, so that the device never waits for the host;
+    how many steps it holds is `pace`'s to say, and it does not cross an epoch of the data.
+    A step whose loss or update is not finite ends the run: `halted`, with the state before that step.
+    """
+    pace = pace or Pace()
+    total, done = len(rows["momentum"]), 0
+    per_epoch = feed.examples // feed.batch_size
+    step, epoch, order = int(state.step), None, None
+    halted, waiting = jax.device_put(False, state.step.sharding), []
+    clock = time.perf_counter()
+    while done < total or waiting:
+        if done < total:
+            if step // per_epoch != epoch:
+                epoch = step // per_epoch
+                order = epoch_order(state.key, epoch, feed.examples)
+            piece = feed.piece(order, step % per_epoch, min(pace.steps, total - done))
+            table = {name: _pad(values[done : done + piece.n]) for name, values in rows.items()}
+            state, losses, ran, halted = chunk(
+                state, piece.data, piece.order, np.int32(piece.start), np.int32(piece.n), table, halted
+            )
+            waiting.append((done, losses, ran, halted))
+            done, step = done + piece.n, step + piece.n
+        if len(waiting) > 1 or done == total:
+            first, losses, ran, stopped = waiting.pop(0)
+            losses, stopped = np.asarray(losses)[: int(ran)], bool(stopped)
+            now = time.perf_counter()
+            pace.learn(len(losses), now - clock)
+            clock = now
+            yield RunProgress(state, first, losses, stopped)
+            if stopped:
+                return
+
+
+def _pad(values: np.ndarray) -> np.ndarray:
+    return np.concatenate([values, np.zeros((CAPACITY - len(values), *values.shape[1:]), values.dtype)])
+
+
+def evaluate_all(evaluation: Callable, variables: dict, data: Padded | Iterator) -> dict:
+    """The sums of a whole validation set, on the host."""
+    if isinstance(data, Padded):
+        return jax.device_get(evaluation(variables, data.data, np.int32(data.batches)))
+    sums = None
+    for batch in data:
+        batch_sums = evaluation(variables, batch, np.int32(1))
+        sums = batch_sums if sums is None else jax.tree.map(jnp.add, sums, batch_sums)
+    return jax.device_get(sums)

@@ -1,0 +1,103 @@
+"""The compiled programs of one task, each made once: training, validation, prediction."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxfast.data.loader import Padded, padded_batches
+from jaxfast.losses import Loss, activation_of
+from jaxfast.metrics import Metric
+from jaxfast.training.loop import evaluate_all, make_chunk, make_evaluation
+from jaxfast.training.state import Trainable
+from jaxfast.training.step import make_evaluate, make_forward, make_step
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Programs:
+    """What is compiled for a module on data: `data` has inputs, batch_size, augment and prepare (see `Learner`).
+
+    With `resident`, training and validation programs read whole data sets that lie on the device.
+    """
+
+    module: nn.Module
+    data: object
+    loss: Loss
+    metrics: Sequence[Metric]
+    optimizer: Callable
+    mesh: Mesh
+    norm_groups: int
+    resident: bool
+    _chunks: dict = dataclasses.field(default_factory=dict)
+
+    def chunk(self, part: Trainable) -> Callable:
+        """The training program (`make_chunk`) for one choice of trained parameters."""
+        key = part.paths, part.frozen, part.train_norm
+        if key not in self._chunks:
+            step = make_step(
+                self.module,
+                self.loss,
+                self.optimizer,
+                part,
+                inputs=self.data.inputs,
+                augment=self.data.augment,
+                norm_groups=self.norm_groups,
+            )
+            self._chunks[key] = make_chunk(step, self.data.batch_size, self.mesh, resident=self.resident)
+        return self._chunks[key]
+
+    def validate(self, variables: dict, data: Padded | Sequence) -> dict[str, float]:
+        """The loss and metrics over padded arrays on the device, or over a data set that is read batch by batch."""
+        if isinstance(data, Padded):
+            sums = evaluate_all(self._evaluation, variables, data)
+        else:
+            sums = evaluate_all(self._evaluation_of_batch, variables, self._batches(data))
+        results = {"loss": float(sums["loss"]["sum"] / max(sums["loss"]["count"], 1))}
+        return results | {metric.name: metric.compute(sums[metric.name]) for metric in self.metrics}
+
+    def outputs(self, variables: dict, dataset: Sequence) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(predictions, targets, losses) of every example, on the host; predictions are activated outputs."""
+        parts = []
+        for batch in self._batches(dataset):
+            predictions, losses = self._predict_with_losses(variables, batch)
+            *arrays, mask = jax.device_get((predictions, batch["target"], losses, batch["mask"]))
+            parts.append([array[mask] for array in arrays])
+        return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+
+    @cached_property
+    def predict(self) -> Callable:
+        """The compiled function (variables, batch) -> activated outputs."""
+        return jax.jit(lambda variables, batch: self._activation(self._forward(variables, batch)))
+
+    def _batches(self, dataset: Sequence):
+        return padded_batches(dataset, self.data.batch_size, self.mesh)
+
+    @cached_property
+    def _activation(self) -> Callable:
+        return activation_of(self.loss)
+
+    @cached_property
+    def _forward(self) -> Callable:
+        return make_forward(self.module, self.data.inputs, self.data.prepare)
+
+    @cached_property
+    def _evaluation(self) -> Callable:
+        evaluate = make_evaluate(self._forward, self.loss, self.metrics)
+        return make_evaluation(evaluate, self.data.batch_size, self.mesh, resident=True)
+
+    @cached_property
+    def _evaluation_of_batch(self) -> Callable:
+        evaluate = make_evaluate(self._forward, self.loss, self.metrics)
+        return make_evaluation(evaluate, self.data.batch_size, self.mesh, resident=False)
+
+    @cached_property
+    def _predict_with_losses(self) -> Callable:
+        def outputs(variables, batch):
+            raw = self._forward(variables, batch)
+            return self._activation(raw), self.loss(raw, batch["target"])
+
+        return jax.jit(outputs)

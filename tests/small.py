@@ -1,0 +1,35 @@
+"""A small task that the tests of training share: coloured squares in noise, and a small ResNet with three groups."""
+
+import numpy as np
+
+from jaxfast import losses, vision
+from jaxfast.learner import Learner
+from jaxfast.models import ClassifierHead, ImageClassifier
+from jaxfast.models.resnet import BasicBlock, ResNet
+
+
+def arrays(n=320, size=16, seed=0):
+    """`n` noise images (n, size, size, 3) of three classes: the class's colour channel is darkened."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 3
+    images = rng.integers(0, 256, (n, size, size, 3)).astype(np.uint8)
+    for i, label in enumerate(labels):
+        images[i, ..., label] //= 3
+    return images, labels
+
+
+def data(batch_size=32, augment=True, n=320, **options):
+    images, labels = arrays(n)
+    return vision.from_arrays(
+        images, labels, classes=["red", "green", "blue"], batch_size=batch_size, augment=augment, **options
+    )
+
+
+def module(n_out=3):
+    body = ResNet((1, 1), BasicBlock, width=8)
+    return ImageClassifier(body, ClassifierHead(n_out, hidden=(16,)), mean=(127.0,) * 3, std=(64.0,) * 3)
+
+
+def learner(task=None, **options):
+    options = {"loss": losses.cross_entropy, "metrics": ["accuracy"], "quiet": True} | options
+    return Learner(data() if task is None else task, module(), **options)
