@@ -72,7 +72,9 @@ class Learner:
         if optimizer in OPTIMIZERS:
             optimizer = OPTIMIZERS[optimizer]
         elif not callable(optimizer):
-            raise ValueError(f"unknown optimizer {optimizer!r}: give one of {first(list(OPTIMIZERS))}{nearest(optimizer, OPTIMIZERS)}")
+            raise ValueError(
+                f"unknown optimizer {optimizer!r}: give one of {first(list(OPTIMIZERS))}{nearest(optimizer, OPTIMIZERS)}"
+            )
         self.data, self.optimizer, self.quiet = data, optimizer, quiet
         self.weight_decay, self.moms, self.train_norm = weight_decay, tuple(moms), train_norm
         self.precision = precision_.resolve(precision, self.mesh.devices.flat[0])
@@ -248,9 +250,7 @@ class Learner:
     def heatmap(self, item, *, layer: str | None = None, target: int | None = None):
         """Grad-CAM: where the evidence for class `target` (default: the predicted one) lies, at block `layer` (default: the last)."""
         image = self._encode(item)["image"][0]
-        return grad_cam(
-            self.module, self.state.variables, image, classes=self.data.classes, layer=layer, target=target
-        )
+        return grad_cam(self.module, self.state.variables, image, classes=self.data.classes, layer=layer, target=target)
 
     def show_batch(self, n: int = 9):
         """A figure of `n` training items as the model sees them."""
@@ -266,7 +266,12 @@ class Learner:
         """The parameter groups: their layers, how many parameters they have, and whether they train."""
         everything = training.trainable(self.state.params, self.groups).labels
         return training.summarize(
-            type(self.module).__name__, self.state.params, self.groups, self._part, everything, self.precision.dtype.name
+            type(self.module).__name__,
+            self.state.params,
+            self.groups,
+            self._part,
+            everything,
+            self.precision.dtype.name,
         )
 
     # Files
@@ -302,9 +307,7 @@ class Learner:
 
     @property
     def _part(self) -> training.Trainable:
-        return training.trainable(
-            self.state.params, self.groups, freeze_to=self.frozen_to, train_norm=self.train_norm
-        )
+        return training.trainable(self.state.params, self.groups, freeze_to=self.frozen_to, train_norm=self.train_norm)
 
     @cached_property
     def _feed(self) -> loader.Resident | loader.Streamed:

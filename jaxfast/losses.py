@@ -40,9 +40,7 @@ def cross_entropy(
     return _per_example(optax.softmax_cross_entropy(logits, target))
 
 
-def binary_cross_entropy(
-    logits: Float[Array, "batch classes"], target: Array
-) -> Float[Array, " batch"]:
+def binary_cross_entropy(logits: Float[Array, "batch classes"], target: Array) -> Float[Array, " batch"]:
     """Sigmoid cross entropy in nats, averaged over classes: multi-hot targets (fastai's BCEWithLogitsLossFlat)."""
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     return _per_example(optax.sigmoid_binary_cross_entropy(logits, target.astype(logits.dtype)))

@@ -30,7 +30,7 @@ PRECISIONS = {
 
 
 def resolve(precision: str = "auto", device: jax.Device | None = None) -> Precision:
-    """"fp32", "bf16", "fp16", or "auto": bf16 on TPU and on GPUs from compute capability 8.0, fp16 with a dynamic
+    """ "fp32", "bf16", "fp16", or "auto": bf16 on TPU and on GPUs from compute capability 8.0, fp16 with a dynamic
     loss scale on older GPUs (T4, V100), fp32 on CPU. ValueError for another name."""
     if precision == "auto":
         device = device or jax.devices()[0]

@@ -14,8 +14,10 @@ from jaxfast.learner import Learner
 
 
 def leaves(learn):
-    return [np.asarray(jax.random.key_data(x) if x.dtype == learn.state.key.dtype else x)
-            for x in jax.tree.leaves(learn.state)]
+    return [
+        np.asarray(jax.random.key_data(x) if x.dtype == learn.state.key.dtype else x)
+        for x in jax.tree.leaves(learn.state)
+    ]
 
 
 def same(a, b):
@@ -148,7 +150,9 @@ def test_frozen_parameters_stay_bit_identical(train_norm):
 def test_a_change_of_the_trained_part_starts_a_fresh_optimizer(trained):
     learn = learner()
     learn.fit(1, 1e-3)
-    count = lambda: max(int(x) for x in jax.tree.leaves(learn.state.opt_state) if x.shape == () and x.dtype == jnp.int32)
+    count = lambda: max(
+        int(x) for x in jax.tree.leaves(learn.state.opt_state) if x.shape == () and x.dtype == jnp.int32
+    )
     assert count() == 8
     learn.unfreeze()
     assert count() == 8, "the trained part is the same, so the optimizer goes on"
@@ -245,7 +249,9 @@ def test_training_stops_at_the_last_good_state():
     learn = learner()
     learn.fit(1, 1e-3)
     steps = len(learn.history.losses)
-    with pytest.raises(FloatingPointError, match=rf"not finite .* at step {steps + 3} of training \(learning rate nan\)"):
+    with pytest.raises(
+        FloatingPointError, match=rf"not finite .* at step {steps + 3} of training \(learning rate nan\)"
+    ):
         learn.fit(1, lambda step: jnp.where(step < 3, 1e-3, jnp.nan))
     assert len(learn.history.losses) == steps
     assert all(np.isfinite(leaf).all() for leaf in leaves(learn))
