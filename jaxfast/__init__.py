@@ -24,7 +24,7 @@ _modules = (
     "training",
     "vision",
 )
-_names = {"Learner": "jaxfast.learner"}
+_names = {"Learner": "jaxfast.learner", "load_export": "jaxfast.export"}
 
 __all__ = [*_modules, *_names]
 

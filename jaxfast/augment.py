@@ -28,7 +28,7 @@ _DRAWS = (
     "flip", "rotate?", "rotate", "zoom?", "zoom", "zoom x", "zoom y",
     "warp x?", "warp x", "warp y?", "warp y", "crop x", "crop y",
     "brightness?", "brightness", "contrast?", "contrast",
-    "erase?", "erase area", "erase aspect", "erase x", "erase y",
+    "erase?", "erase area", "erase aspect", "erase x", "erase y", "turn",
 )  # fmt: skip
 
 
@@ -36,6 +36,7 @@ def image_augment(
     size: int | None = None,
     *,
     flip: float = 0.5,
+    flip_vert: bool = False,
     rotate: float = 10.0,
     zoom: float = 1.1,
     lighting: float = 0.2,
@@ -51,7 +52,8 @@ def image_augment(
     entry is passed on untouched. Row i depends on the key and on i alone, however the batch is split.
 
     The distributions are those of fastai's `aug_transforms`:
-    `flip` is the chance of a mirror image; `rotate` the largest angle in degrees, either way; `zoom` the
+    `flip` is the chance of a mirror image, and with `flip_vert` any quarter turn is as likely as none, so that
+    all eight symmetries of a square occur (pictures without an upright side: from above, of parts); `rotate` the largest angle in degrees, either way; `zoom` the
     largest magnification, about a random point; `warp` the largest tilt (see `warp_matrix`); each of these
     three happens with chance `p_affine`. `lighting` is the largest change of brightness and of contrast
     (see `relight`), each with chance `p_lighting`. `erase` is the chance that a rectangle of up to 30 % of
@@ -79,14 +81,18 @@ def image_augment(
         height, width = image.shape[:2]
         out_height, out_width = (height, width) if size is None else (size, size)
         half = (out_width - 1) / 2, (out_height - 1) / 2
+        if flip_vert and out_height != out_width:
+            raise ValueError(f"flip_vert turns square images, these are {out_height}x{out_width}: give a size")
 
         def signed(name, largest, p):
             return jnp.where(draw[name + "?"] < p, largest * (2 * draw[name] - 1), 0.0)
 
         matrix = warp_matrix(signed("warp x", warp, p_affine), signed("warp y", warp, p_affine), half)
         factor = jnp.where(draw["zoom?"] < p_affine, 1 + (zoom - 1) * draw["zoom"], 1.0)
+        turns = jnp.floor(4 * draw["turn"]) if flip_vert else 0.0
         for step in (
             flip_matrix(draw["flip"] < flip),
+            turn_matrix(turns),
             rotate_matrix(signed("rotate", rotate, p_affine)),
             zoom_matrix(factor, 2 * draw["zoom x"] - 1, 2 * draw["zoom y"] - 1, half),
         ):
@@ -148,6 +154,12 @@ def resample(image: Array, matrix: Array, size: tuple[int, int], left: Array | i
 def flip_matrix(mirrored: Array | bool) -> Array:
     """Left and right change places where `mirrored` is true."""
     return _matrix((jnp.where(mirrored, -1, 1), 0, 0), (0, 1, 0), (0, 0, 1))
+
+
+def turn_matrix(turns: Array | float) -> Array:
+    """A rotation about the centre by `turns` (0, 1, 2, 3) quarters, which moves every pixel exactly onto another."""
+    cos, sin = jnp.take(jnp.array([1.0, 0.0, -1.0, 0.0]), jnp.array([turns, turns + 3], int) % 4)
+    return _matrix((cos, -sin, 0), (sin, cos, 0), (0, 0, 1))
 
 
 def rotate_matrix(degrees: Array | float) -> Array:

@@ -17,6 +17,7 @@ from jaxfast import metrics as metrics_
 from jaxfast import precision as precision_
 from jaxfast.data import loader
 from jaxfast.data.prediction import Prediction
+from jaxfast.export import save_export
 from jaxfast.interpret import Interpretation, grad_cam
 from jaxfast.mesh import check_batch_size, data_mesh, replicated
 from jaxfast.messages import first, nearest
@@ -24,6 +25,7 @@ from jaxfast.training.progress import Progress, bar
 
 OPTIMIZERS = {"adamw": optim.hyper_adamw, "sgd": optim.hyper_sgd, "rmsprop": optim.hyper_rmsprop}
 
+Recipes = Sequence[training.recipes.AfterEpoch]
 Rates = float | slice | Sequence[float] | optax.Schedule
 
 
@@ -126,13 +128,13 @@ class Learner:
                 on_progress=update,
             )
 
-    def fit(self, epochs: int, lr: Rates, *, weight_decay: float | None = None) -> None:
+    def fit(self, epochs: int, lr: Rates, *, weight_decay: float | None = None, after_epoch: Recipes = ()) -> None:
         """Train at a constant rate (or by a schedule over all steps, the same for every group) and the first momentum."""
         if callable(lr):
             rates = [lr] * self._part.n_groups
         else:
-            rates = [optax.constant_schedule(rate) for rate in self._rates(lr)]
-        self._fit(epochs, rates, optax.constant_schedule(self.moms[0]), weight_decay)
+            rates = self._rates(lr)
+        self._fit(epochs, rates, self.moms[0], weight_decay, after_epoch)
 
     def fit_one_cycle(
         self,
@@ -144,6 +146,7 @@ class Learner:
         pct_start: float = 0.25,
         moms: Sequence[float] | None = None,
         weight_decay: float | None = None,
+        after_epoch: Recipes = (),
     ) -> None:
         """Train with one cycle of rate and momentum (Smith 2018; fastai's fit_one_cycle): `schedules.one_cycle`."""
         steps = self._steps(epochs)
@@ -152,7 +155,7 @@ class Learner:
             for rate in self._rates(lr)
         ]
         momentum = schedules.one_cycle_momentum(steps, tuple(moms or self.moms), pct_start=pct_start)
-        self._fit(epochs, rates, momentum, weight_decay)
+        self._fit(epochs, rates, momentum, weight_decay, after_epoch)
 
     def fit_flat_cos(
         self,
@@ -162,22 +165,31 @@ class Learner:
         div_final: float = 1e5,
         pct_start: float = 0.75,
         weight_decay: float | None = None,
+        after_epoch: Recipes = (),
     ) -> None:
         """Train at a flat rate, then a cosine down to lr / div_final (fastai's fit_flat_cos)."""
         steps = self._steps(epochs)
         rates = [
             schedules.flat_cosine(steps, rate, div_final=div_final, pct_start=pct_start) for rate in self._rates(lr)
         ]
-        self._fit(epochs, rates, optax.constant_schedule(self.moms[0]), weight_decay)
+        self._fit(epochs, rates, self.moms[0], weight_decay, after_epoch)
 
     def fit_sgdr(
-        self, n_cycles: int, cycle_len: int, lr: Rates, *, cycle_mult: int = 2, weight_decay: float | None = None
+        self,
+        n_cycles: int,
+        cycle_len: int,
+        lr: Rates,
+        *,
+        cycle_mult: int = 2,
+        weight_decay: float | None = None,
+        after_epoch: Recipes = (),
     ) -> None:
-        """Train with warm restarts (Loshchilov and Hutter 2017; fastai's fit_sgdr): cycles of cycle_len * cycle_mult**i epochs."""
+        """Train with warm restarts (Loshchilov and Hutter 2017; fastai's fit_sgdr): cycles of cycle_len * cycle_mult**i
+        epochs, each a cosine from the rate to 0."""
         epochs = sum(cycle_len * cycle_mult**i for i in range(n_cycles))
         per_cycle = self._steps(cycle_len)
         rates = [schedules.sgdr(n_cycles, per_cycle, rate, cycle_mult=cycle_mult) for rate in self._rates(lr)]
-        self._fit(epochs, rates, optax.constant_schedule(self.moms[0]), weight_decay)
+        self._fit(epochs, rates, self.moms[0], weight_decay, after_epoch)
 
     def fine_tune(
         self,
@@ -189,16 +201,24 @@ class Learner:
         pct_start: float = 0.3,
         div: float = 5.0,
         weight_decay: float | None = None,
+        after_epoch: Recipes = (),
     ) -> None:
         """Train the head with the body frozen, then everything with discriminative rates (fastai's fine_tune).
 
         A cycle of `freeze_epochs` at slice(lr) with pct_start .99; then lr is halved, and `epochs` at slice(lr / lr_mult, lr).
         """
         self.freeze()
-        self.fit_one_cycle(freeze_epochs, slice(lr), pct_start=0.99, weight_decay=weight_decay)
+        self.fit_one_cycle(freeze_epochs, slice(lr), pct_start=0.99, weight_decay=weight_decay, after_epoch=after_epoch)
         self.unfreeze()
         lr = lr / 2
-        self.fit_one_cycle(epochs, slice(lr / lr_mult, lr), pct_start=pct_start, div=div, weight_decay=weight_decay)
+        self.fit_one_cycle(
+            epochs,
+            slice(lr / lr_mult, lr),
+            pct_start=pct_start,
+            div=div,
+            weight_decay=weight_decay,
+            after_epoch=after_epoch,
+        )
 
     def freeze_to(self, n: int) -> None:
         """Freeze the parameter groups before group `n` (negative: counted from the end). A change of the trained
@@ -303,6 +323,10 @@ class Learner:
             raise
         self._programs = dataclasses.replace(self._programs, norm_groups=about["norm_groups"], _chunks={})
 
+    def export(self, path: str | Path) -> None:
+        """Write the model as one file that `jaxfast.load_export` predicts with, without its code: `export.save_export`."""
+        save_export(path, self.module, self.state.variables, self.data, self._programs.loss)
+
     # What the methods above share
 
     @property
@@ -331,31 +355,43 @@ class Learner:
     def _rates(self, lr: Rates) -> tuple[float, ...]:
         return optim.discriminative(lr, self._part.n_groups)
 
-    def _fit(self, epochs: int, rates, momentum, weight_decay: float | None) -> None:
-        decay = optax.constant_schedule(self.weight_decay if weight_decay is None else weight_decay)
+    def _fit(self, epochs: int, rates, momentum, weight_decay: float | None, after_epoch: Recipes) -> None:
+        decay = self.weight_decay if weight_decay is None else weight_decay
         total = self._steps(epochs)
         rows = training.hyper_rows(total, rates, momentum, decay)
-        steps, chunk, smooth = total // epochs, self._programs.chunk(self._part), training.SmoothLoss()
+        steps, smooth = total // epochs, training.SmoothLoss()
         columns = ("train_loss", "valid_loss", *(metric.name for metric in self._programs.metrics))
         with Progress(columns, epochs, steps, quiet=self.quiet) as progress:
             for epoch in range(epochs):
                 start = time.perf_counter()
                 part = {name: values[epoch * steps : (epoch + 1) * steps] for name, values in rows.items()}
-                train_loss = float("nan")
-                for piece in training.run(self.state, chunk, self._feed, part, self._pace):
-                    self.state = piece.state
-                    done = slice(piece.first, piece.first + len(piece.losses))
-                    if piece.halted:
-                        self._halt(piece, part)
-                    for loss in piece.losses:
-                        train_loss = smooth.update(loss)
-                    self.history.add_steps(piece.losses, part["lr"][done], part["momentum"][done])
-                    progress.step(done.stop, train_loss)
+                train_loss = self._train_epoch(part, smooth, progress)
                 results = self.validate()
                 seconds = time.perf_counter() - start
                 values = {"train_loss": train_loss, "valid_loss": results.pop("loss"), **results}
                 self.history.add_epoch(values, seconds)
                 progress.end_epoch(values, seconds)
+                verdicts = [recipe(len(self.history) - 1, values, self.state) for recipe in after_epoch]
+                for verdict in filter(None, verdicts):
+                    rows["lr"] = rows["lr"] * np.float32(verdict.lr_scale)
+                if any(verdict.stop for verdict in filter(None, verdicts)):
+                    break
+        for recipe in after_epoch:
+            if hasattr(recipe, "finish"):
+                self.state = recipe.finish(self.state)
+
+    def _train_epoch(self, rows: training.Rows, smooth: training.SmoothLoss, progress: Progress) -> float:
+        loss = float("nan")
+        for piece in training.run(self.state, self._programs.chunk(self._part), self._feed, rows, self._pace):
+            self.state = piece.state
+            if piece.halted:
+                self._halt(piece, rows)
+            done = slice(piece.first, piece.first + len(piece.losses))
+            self.history.add_steps(piece.losses, rows["lr"][done], rows["momentum"][done])
+            for value in piece.losses:
+                loss = smooth.update(value)
+            progress.step(done.stop, loss)
+        return loss
 
     def _halt(self, piece: training.RunProgress, rows: training.Rows) -> None:
         last = len(piece.losses) - 1

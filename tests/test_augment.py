@@ -367,3 +367,14 @@ def test_unfit_batches_are_refused(function):
         function({"text": np.zeros(3)})
     with pytest.raises(ValueError, match=r"shape \(40, 40, 3\): give \(batch, height, width, channels\)"):
         function({"image": np.zeros((40, 40, 3))})
+
+
+def test_flip_vert_gives_the_eight_symmetries_of_a_square():
+    image = np.random.default_rng(0).integers(0, 256, (6, 6, 3)).astype(np.uint8)
+    augment = image_augment(flip_vert=True, rotate=0, zoom=1, warp=0, lighting=0)
+    images = np.asarray(jax.jit(augment)(jax.random.key(0), {"image": np.stack([image] * 64)})["image"])
+    symmetries = [np.rot90(flipped, turns) for flipped in (image, image[:, ::-1]) for turns in range(4)]
+    found = [[np.array_equal(result, symmetry) for symmetry in symmetries] for result in images]
+    assert all(sum(row) == 1 for row in found) and np.any(found, axis=0).all()
+    with pytest.raises(ValueError, match="flip_vert turns square images, these are 4x6"):
+        augment(jax.random.key(0), {"image": np.zeros((1, 4, 6, 3), np.uint8)})

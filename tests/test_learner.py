@@ -78,7 +78,7 @@ def test_a_second_fit_compiles_nothing():
         learn.fit_flat_cos(1, 1e-3)
         learn.fit_sgdr(2, 1, 1e-3, cycle_mult=1)
     # other kinds of schedule may bring small programs of their own for their table, never a training program
-    assert not {"jit(chunk)", "jit(evaluation)", "jit(epoch_order)"}.intersection(others)
+    assert not {"jit(chunk)", "jit(evaluation)"}.intersection(others)
 
 
 def test_lr_find_leaves_the_learner_as_it_is(trained):

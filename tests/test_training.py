@@ -245,7 +245,7 @@ def test_streamed_batches_are_the_resident_ones():
     resident, streamed = loader.Resident.put(task.train, 32, mesh), loader.Streamed(task.train, 32, mesh)
     order = loader.epoch_order(jax.random.key(0), 0, len(task.train))
     for start in (0, 1, 2, 5):
-        a, b = resident.piece(order, start, 4), streamed.piece(order, start, 4)
+        a, b = resident.piece(resident.place(order), start, 4), streamed.piece(order, start, 4)
         index = np.asarray(a.order)[a.start * 32 : (a.start + 1) * 32]
         assert b.n == 1
         for name in ("image", "target"):

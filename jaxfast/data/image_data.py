@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxfast.augment import center_crop, image_augment
 from jaxfast.data.dataset import ImageDataset
+from jaxfast.data.image_codec import ImageCodec
 from jaxfast.data.images import RESIZES, SkippedImages, pair
 from jaxfast.data.labels import Labels
 from jaxfast.data.prediction import Prediction
@@ -53,30 +54,22 @@ class ImageData:
     def channels(self) -> int:
         return self.train.channels
 
+    @property
+    def codec(self) -> ImageCodec:
+        """How an item becomes an example and probabilities an answer: what an export stores."""
+        return ImageCodec(self.train.size, self.train.resize, self.channels, self.classes, self.task)
+
     def label(self, target: np.ndarray | int) -> str:
         """The name of a target: its class, or all of its classes."""
-        if self.task == "single_label":
-            return self.classes[int(target)]
-        return ", ".join(name for name, on in zip(self.classes, target, strict=True) if on) or "(none)"
+        return self.codec.label(target)
 
     def encode(self, item: Any) -> dict[str, np.ndarray]:
-        """What a data set would hold of a path, bytes, a PIL image, an array, or an example with an "image".
-
-        Raises ValueError for what is not an image, FileNotFoundError for a missing file.
-        """
-        if isinstance(item, Mapping):
-            if "image" not in item:
-                raise ValueError(f"an example needs an entry 'image', this one has {first(list(item))}")
-            item = item["image"]
-        return {"image": self.train.load(item)}
+        """What a data set would hold of an item: `ImageCodec.encode`."""
+        return self.codec.encode(item)
 
     def decode(self, probabilities: np.ndarray) -> Prediction:
-        """What the probabilities of one item, (classes,), say: the likeliest class, or all above one half."""
-        if self.task == "single_label":
-            index = int(probabilities.argmax())
-            return Prediction(self.classes[index], index, probabilities)
-        on = probabilities > 0.5
-        return Prediction(self.label(on), np.flatnonzero(on), probabilities)
+        """What the probabilities of one item say: `ImageCodec.decode`."""
+        return self.codec.decode(probabilities)
 
     def show_results(self, examples: Sequence[Mapping], predictions: Sequence[Prediction]) -> "Figure":
         """Draw examples under the predicted label and the true one, in red where they differ."""

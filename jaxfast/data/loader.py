@@ -5,7 +5,6 @@ Both ways give the same batches bit for bit: the order of an epoch is a function
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -20,17 +19,20 @@ ORDER = 0
 """The purpose that is folded into the seed key for the order of the data."""
 
 
-@functools.partial(jax.jit, static_argnames="n")
-def epoch_order(key: Key[Array, ""], epoch: int, n: int) -> Int[Array, " n"]:
-    """The order of `n` examples in one epoch: a permutation that depends on (key, epoch) only."""
-    return jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, ORDER), epoch), n)
+def epoch_order(key: Key[Array, ""], epoch: int, n: int) -> Int[np.ndarray, " n"]:
+    """The order of `n` examples in one epoch: a permutation that depends on (key, epoch) only.
+
+    Drawn on the host, where it takes 1.3 ms for 90,000 examples; XLA's sort takes 50 ms on CPU (jax 0.10.2).
+    """
+    seeds = np.random.SeedSequence([*np.asarray(jax.random.key_data(key)).tolist(), ORDER, epoch])
+    return np.random.Generator(np.random.Philox(seeds)).permutation(n).astype(np.int32)
 
 
 class Piece(NamedTuple):
     """What one dispatch of a training program reads: `n` batches of `data`, by `order` from batch `start` on."""
 
     data: dict[str, Array]
-    order: Int[Array, " examples"]
+    order: Int[Array, " examples"] | Int[np.ndarray, " examples"]
     start: int
     n: int
 
@@ -82,7 +84,12 @@ class Resident:
         data = jax.device_put(_read(dataset, "reading training data"), replicated(mesh))
         return cls(data, batch_size, len(dataset))
 
+    def place(self, order: Int[np.ndarray, " examples"]) -> Int[Array, " examples"]:
+        """The order of an epoch where `piece` wants it: on every device."""
+        return jax.device_put(order, next(iter(self.data.values())).sharding)
+
     def piece(self, order: Int[Array, " examples"], start: int, limit: int) -> Piece:
+        """At most `limit` batches from batch `start` of the epoch on."""
         return Piece(self.data, order, start, min(limit, self.examples // self.batch_size - start))
 
 
@@ -101,10 +108,15 @@ class Streamed:
     def examples(self) -> int:
         return len(self.dataset)
 
-    def piece(self, order: Int[Array, " examples"], start: int, limit: int) -> Piece:
+    def place(self, order: Int[np.ndarray, " examples"]) -> Int[np.ndarray, " examples"]:
+        """The order of an epoch where `piece` wants it: on the host."""
+        return order
+
+    def piece(self, order: Int[np.ndarray, " examples"], start: int, limit: int) -> Piece:
+        """Batch `start` of the epoch."""
         current, position, batches = self._stream
         if current is not order or position != start:
-            batches = self._open(np.asarray(order), start)
+            batches = self._open(order, start)
         batch = jax.device_put(next(batches), by_rows(self.mesh))
         self._stream = (order, start + 1, batches)
         return Piece(batch, order, 0, 1)

@@ -1,6 +1,7 @@
 """Training as pure functions: state, step, loop, finder; a script uses these, the learner calls them."""
 
 from jaxfast.data.loader import epoch_order
+from jaxfast.training import recipes
 from jaxfast.training.checkpoint import load_state, read_about, save_state
 from jaxfast.training.finder import LRFinder, lr_find
 from jaxfast.training.history import History, SmoothLoss, smooth
@@ -46,6 +47,7 @@ __all__ = [
     "make_forward",
     "make_step",
     "read_about",
+    "recipes",
     "run",
     "save_state",
     "smooth",

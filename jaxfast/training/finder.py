@@ -127,7 +127,7 @@ def lr_find(
     if steps < 2:
         raise ValueError(f"lr_find needs at least 2 steps, got {steps}")
     rates = [lr_range(steps, start, end)] * n_groups
-    rows = hyper_rows(steps, rates, lambda _: momentum, lambda _: weight_decay)
+    rows = hyper_rows(steps, rates, momentum, weight_decay)
     raw = np.empty(0)
     for piece in run(_copy(state), chunk, feed, rows, pace):
         raw = np.concatenate([raw, piece.losses.astype(np.float64)])

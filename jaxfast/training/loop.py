@@ -17,24 +17,29 @@ from jaxfast.mesh import constrain_rows, replicated
 from jaxfast.training.state import TrainState
 from jaxfast.training.step import Step
 
-CAPACITY = 1024
+CAPACITY = 4096
 """Steps that one dispatch can hold; how many it does hold is a traced number, about a second of work."""
 
 Rows = dict[str, np.ndarray]
 
 
 def hyper_rows(
-    steps: int, lr: Sequence[optax.Schedule], momentum: optax.Schedule, weight_decay: optax.Schedule
+    steps: int,
+    lr: Sequence[optax.ScalarOrSchedule],
+    momentum: optax.ScalarOrSchedule,
+    weight_decay: optax.ScalarOrSchedule,
 ) -> Rows:
-    """Schedules as a table of one row per step, fp32: "lr" (steps, groups), "momentum" and "weight_decay" (steps,)."""
-    columns = [_table(schedule, steps) for schedule in (*lr, momentum, weight_decay)]
+    """Schedules or constants as a table of one row per step, fp32: "lr" (steps, groups), "momentum" and "weight_decay" (steps,)."""
+    columns = [_column(value, steps) for value in (*lr, momentum, weight_decay)]
     return {"lr": np.stack(columns[:-2], 1), "momentum": columns[-2], "weight_decay": columns[-1]}
 
 
-def _table(schedule: optax.Schedule, steps: int) -> np.ndarray:
+def _column(value: optax.ScalarOrSchedule, steps: int) -> np.ndarray:
+    if not callable(value):
+        return np.full(steps, value, np.float32)
     # In blocks of one shape, so that a longer fit compiles none of the schedule's operations again.
     blocks = range(0, steps, CAPACITY)
-    values = [np.asarray(jax.vmap(schedule)(jnp.arange(CAPACITY) + start)) for start in blocks]
+    values = [np.asarray(jax.vmap(value)(jnp.arange(CAPACITY) + start)) for start in blocks]
     return np.concatenate(values)[:steps].astype(np.float32)
 
 
@@ -125,7 +130,7 @@ def run(
         if done < total:
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
-                order = epoch_order(state.key, epoch, feed.examples)
+                order = feed.place(epoch_order(state.key, epoch, feed.examples))
             piece = feed.piece(order, step % per_epoch, min(pace.steps, total - done))
             table = {name: _pad(values[done : done + piece.n]) for name, values in rows.items()}
             state, losses, ran, halted = chunk(

@@ -11,10 +11,13 @@ from jax.sharding import Mesh
 
 from jaxfast.data.loader import Padded, padded_batches
 from jaxfast.losses import Loss, activation_of
-from jaxfast.metrics import Metric
+from jaxfast.metrics import HostMetric, Metric
+from jaxfast.mix import unmixed
+from jaxfast.training.collect import collect, make_collection
 from jaxfast.training.loop import evaluate_all, make_chunk, make_evaluation
 from jaxfast.training.state import Trainable
-from jaxfast.training.step import make_evaluate, make_forward, make_step
+from jaxfast.training.step import make_evaluate, make_forward, make_step, make_sums
+from jaxfast.training.tta import make_tta, tta
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,7 +30,7 @@ class Programs:
     module: nn.Module
     data: object
     loss: Loss
-    metrics: Sequence[Metric]
+    metrics: Sequence[Metric | HostMetric]
     optimizer: Callable
     mesh: Mesh
     norm_groups: int
@@ -52,12 +55,23 @@ class Programs:
 
     def validate(self, variables: dict, data: Padded | Sequence) -> dict[str, float]:
         """The loss and metrics over padded arrays on the device, or over a data set that is read batch by batch."""
-        if isinstance(data, Padded):
+        rows = ()
+        if any(isinstance(metric, HostMetric) for metric in self.metrics):
+            sums, *rows = self._collected(variables, data)
+        elif isinstance(data, Padded):
             sums = evaluate_all(self._evaluation, variables, data)
         else:
             sums = evaluate_all(self._evaluation_of_batch, variables, self._batches(data))
         results = {"loss": float(sums["loss"]["sum"] / max(sums["loss"]["count"], 1))}
-        return results | {metric.name: metric.compute(sums[metric.name]) for metric in self.metrics}
+        for metric in self.metrics:
+            results[metric.name] = (
+                metric.compute(*rows) if isinstance(metric, HostMetric) else metric.compute(sums[metric.name])
+            )
+        return results
+
+    def raw_outputs(self, variables: dict, data: Padded | Sequence) -> tuple[np.ndarray, np.ndarray]:
+        """(outputs, targets) of every example, on the host: outputs as losses and metrics take them."""
+        return self._collected(variables, data)[1:]
 
     def outputs(self, variables: dict, dataset: Sequence) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(predictions, targets, losses) of every example, on the host; predictions are activated outputs."""
@@ -67,6 +81,10 @@ class Programs:
             *arrays, mask = jax.device_get((predictions, batch["target"], losses, batch["mask"]))
             parts.append([array[mask] for array in arrays])
         return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+
+    def tta(self, variables: dict, dataset: Sequence, key, *, n: int, beta: float) -> tuple[np.ndarray, np.ndarray]:
+        """(predictions, targets) of every example by test-time augmentation with the data's own transforms: `tta`."""
+        return tta(self._tta, variables, self._batches(dataset), key, n=n, beta=beta)
 
     @cached_property
     def predict(self) -> Callable:
@@ -93,6 +111,22 @@ class Programs:
     def _evaluation_of_batch(self) -> Callable:
         evaluate = make_evaluate(self._forward, self.loss, self.metrics)
         return make_evaluation(evaluate, self.data.batch_size, self.mesh, resident=False)
+
+    def _collected(self, variables: dict, data: Padded | Sequence):
+        return collect(self._collection, variables, data if isinstance(data, Padded) else self._batches(data))
+
+    @cached_property
+    def _collection(self) -> Callable:
+        return make_collection(self._forward, make_sums(self.loss, self.metrics), self.data.batch_size, self.mesh)
+
+    @cached_property
+    def _tta(self) -> Callable:
+        augment = unmixed(self.data.augment)
+        if augment is None:
+            raise ValueError("the data has no random transforms to average over: make it with augment=True")
+        forward = make_forward(self.module, self.data.inputs)
+        predict = lambda variables, batch: self._activation(forward(variables, batch))
+        return make_tta(predict, augment, self.data.prepare)
 
     @cached_property
     def _predict_with_losses(self) -> Callable:

@@ -18,7 +18,7 @@ class Progress:
         self.console = Console(quiet=quiet)
         self.live = self.console.is_terminal or self.console.is_jupyter
         self.rows: list[list[str]] = []
-        self.epoch = 0
+        self.epoch, self.done = 0, False
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "Progress":
@@ -67,13 +67,16 @@ class Progress:
             table.add_column(name, justify="right")
         for row in self.rows:
             table.add_row(*row)
-        return table if self.epoch == self.epochs else Group(table, self.bar)
+        return table if self.done else Group(table, self.bar)
 
     def _line(self, cells: Sequence[str]) -> None:
         widths = (5, *(max(10, len(name)) for name in self.names), 5)
         self.console.print("  ".join(cell.rjust(w) for cell, w in zip(cells, widths, strict=True)), highlight=False)
 
     def __exit__(self, *error) -> None:
+        self.done = True
+        if self.live:
+            self.view.update(self._render())
         self._stack.close()
 
 

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxfast.kernels import apply_if
 from jaxfast.losses import Loss
-from jaxfast.metrics import Metric
+from jaxfast.metrics import HostMetric, Metric
 from jaxfast.models.layers import BatchNorm
 from jaxfast.precision import all_finite
 from jaxfast.training.state import AUGMENT, DROPOUT, Trainable, TrainState, key_for
@@ -47,7 +48,7 @@ def make_step(
 
     `hypers` = {"lr": (groups,), "momentum": (), "weight_decay": ()} are traced values, so that every schedule shares
     the compiled step. Only the parameters of `part` are differentiated. `loss` is the mean over the batch in fp32. A step whose
-    loss or update is not finite changes nothing but the step count and the loss scale; "finite" says so (an overflow
+    loss, gradient or rate is not finite changes nothing but the step count and the loss scale; "finite" says so (an overflow
     that a loss scale provokes does not count).
     """
     # Frozen norm layers keep their statistics; where their scales are trained they are in train mode, as in fastai.
@@ -75,21 +76,25 @@ def make_step(
         grads, (value, model_state) = jax.grad(objective, has_aux=True)(trained)
         if state.loss_scale is not None:
             grads = jax.tree.map(lambda g: g / scale, grads)
-        updates, opt_state = optimizer(hypers, labels=lambda _: part.labels).update(grads, state.opt_state, trained)
         sound = jnp.isfinite(value)
-        applied = sound & all_finite(updates)
+        # Finite gradients, rates and state make a finite update, and reading the gradients once is the cheapest check.
+        applied = sound & all_finite((grads, hypers))
         # With a loss scale an overflow is no fault: the step is skipped and the scale halved.
         finite = applied if state.loss_scale is None else sound
 
-        def keep(new, old):
-            return jax.tree.map(lambda n, o: jnp.where(applied, n, o), new, old)
+        def change(old, grads, model_state):
+            trained, opt_state, _ = old
+            updates, opt_state = optimizer(hypers, labels=lambda _: part.labels).update(grads, opt_state, trained)
+            trained = jax.tree.map(lambda p, u: p + u.astype(p.dtype), trained, updates)
+            return trained, opt_state, model_state
 
-        trained = keep(jax.tree.map(lambda p, u: p + u.astype(p.dtype), trained, updates), trained)
+        old = trained, state.opt_state, state.model_state
+        trained, opt_state, model_state = apply_if(applied, change, old, grads, dict(model_state))
         state = state.replace(
             step=state.step + 1,
             params=part.merge(trained, frozen),
-            model_state=keep(dict(model_state), state.model_state),
-            opt_state=keep(opt_state, state.opt_state),
+            model_state=model_state,
+            opt_state=opt_state,
             loss_scale=None if state.loss_scale is None else state.loss_scale.adjust(applied),
         )
         return state, {"loss": value, "finite": finite}
@@ -108,14 +113,20 @@ def make_forward(module: nn.Module, inputs: Sequence[str], prepare: Callable | N
     return forward
 
 
-def make_evaluate(forward: Callable, loss: Loss, metrics: Sequence[Metric]):
-    """The function `evaluate(variables, batch) -> sums`: the loss's and each metric's sums over rows whose mask is True."""
+def make_sums(loss: Loss, metrics: Sequence[Metric | HostMetric]):
+    """The function `sums_of(outputs, batch) -> sums`: of the loss and each `Metric`, over rows whose mask is True."""
+    added = [metric for metric in metrics if isinstance(metric, Metric)]
 
-    def evaluate(variables: dict, batch: Batch) -> dict:
-        outputs = forward(variables, batch)
+    def sums_of(outputs: Array, batch: Batch) -> dict:
         mask = batch["mask"]
         losses = jnp.where(mask, loss(outputs, batch["target"]).astype(jnp.float32), 0.0)
         sums = {"loss": {"sum": losses.sum(), "count": mask.sum().astype(jnp.float32)}}
-        return sums | {metric.name: metric.update(outputs, batch["target"], mask) for metric in metrics}
+        return sums | {metric.name: metric.update(outputs, batch["target"], mask) for metric in added}
 
-    return evaluate
+    return sums_of
+
+
+def make_evaluate(forward: Callable, loss: Loss, metrics: Sequence[Metric | HostMetric]):
+    """The function `evaluate(variables, batch) -> sums` of `forward` and `make_sums`."""
+    sums_of = make_sums(loss, metrics)
+    return lambda variables, batch: sums_of(forward(variables, batch), batch)

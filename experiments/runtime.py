@@ -1,0 +1,24 @@
+"""What an experiment sets before it computes: compiled programs kept on disk, memory in large pages."""
+
+import os
+import sys
+from pathlib import Path
+
+
+def start(cache: str = "~/.cache/jaxfast/compiled") -> None:
+    """Turn JAX's persistent compilation cache on in the folder `cache` ("" for none) and large pages for a CPU run.
+
+    XLA on CPU maps a step's temporary memory anew at each dispatch, and faulting it in by pages of 4 KiB takes longer
+    than the arithmetic: EfficientNet-Lite0 at 96 px, batch 32, jax 0.10.2, two cores: 1.04 s a step, with large pages 0.39.
+    glibc reads the setting when a process starts, so the process starts again, once.
+    """
+    tunable = "glibc.malloc.hugetlb=1"
+    given = os.environ.get("GLIBC_TUNABLES", "")
+    if sys.platform == "linux" and "glibc.malloc.hugetlb" not in given:
+        os.environ["GLIBC_TUNABLES"] = f"{given}:{tunable}" if given else tunable
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    if cache:
+        import jax
+
+        jax.config.update("jax_compilation_cache_dir", str(Path(cache).expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

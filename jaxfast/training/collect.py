@@ -1,0 +1,60 @@
+"""Evaluation that brings the outputs to the host as well, for metrics and intervals that need all of them at once."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxfast.data.loader import Padded
+from jaxfast.mesh import constrain_rows
+
+
+def make_collection(forward: Callable, sums_of: Callable, batch_size: int, mesh: Mesh) -> Callable:
+    """The compiled function `collection(variables, data) -> (sums, outputs)` for padded `data` of one or many batches.
+
+    `forward(variables, batch) -> outputs`; `sums_of(outputs, batch)` gives the sums of one batch; `outputs` has all
+    rows.
+    """
+
+    @jax.jit
+    def collection(variables, data):
+        def one(batch):
+            batch = constrain_rows(batch, mesh)
+            outputs = forward(variables, batch)
+            return sums_of(outputs, batch), outputs
+
+        rows = len(data["mask"])
+        if rows == batch_size:
+            return one(data)
+        batches = jax.tree.map(lambda x: x.reshape(rows // batch_size, batch_size, *x.shape[1:]), data)
+        sums, outputs = jax.lax.map(one, batches)
+        outputs = outputs.reshape(rows, *outputs.shape[2:])
+        return jax.tree.map(lambda x: x.sum(0, dtype=x.dtype), sums), outputs
+
+    return collection
+
+
+def collect(
+    collection: Callable, variables: dict, data: Padded | Iterable[dict]
+) -> tuple[dict, np.ndarray, np.ndarray]:
+    """(sums, outputs, targets) of a whole data set on the host, padded rows left out of all three."""
+    batches = [data.data] if isinstance(data, Padded) else data
+    sums, parts = None, []
+    for batch_sums, outputs, batch in _one_ahead((*collection(variables, batch), batch) for batch in batches):
+        sums = batch_sums if sums is None else jax.tree.map(jax.numpy.add, sums, batch_sums)
+        outputs, target, mask = jax.device_get((outputs, batch["target"], batch["mask"]))
+        parts.append((outputs[mask], target[mask]))
+    outputs, targets = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return jax.device_get(sums), outputs, targets
+
+
+def _one_ahead(results: Iterable) -> Iterator:
+    """`results` in order, the next one dispatched before one is handed out to be fetched."""
+    waiting = None
+    for result in results:
+        if waiting is not None:
+            yield waiting
+        waiting = result
+    if waiting is not None:
+        yield waiting

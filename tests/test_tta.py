@@ -1,0 +1,111 @@
+"""Test-time augmentation: the mean over augmented copies, beside the plain prediction."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import data, learner
+
+from jaxfast.augment import image_augment
+from jaxfast.mix import compose, mixup
+from jaxfast.training.tta import TTA, make_tta, tta
+
+
+def batches(images, targets, rows=4):
+    """Batches of `rows`, the last one padded with NaN."""
+    for start in range(0, len(images), rows):
+        image, target = images[start : start + rows], targets[start : start + rows]
+        real = np.arange(rows) < len(image)
+        image = np.concatenate([image, np.full((rows - len(image), *image.shape[1:]), np.nan, image.dtype)])
+        target = np.concatenate([target, np.full(rows - len(target), -1, target.dtype)])
+        yield {"image": image, "target": target, "mask": real}
+
+
+def predict(variables, batch):
+    return jnp.stack([batch["image"].mean((1, 2, 3)), batch["image"][:, 0, 0, 0]], 1) * variables["scale"]
+
+
+def brighter(key, batch):
+    return {**batch, "image": batch["image"] + jax.random.normal(key, (len(batch["image"]), 1, 1, 1))}
+
+
+@pytest.fixture(scope="module")
+def items():
+    return np.random.default_rng(0).normal(size=(10, 3, 3, 1)).astype(np.float32), np.arange(10)
+
+
+VARIABLES = {"scale": np.float32(2)}
+
+
+@pytest.mark.parametrize(("n", "beta"), [(4, 0.25), (1, 0.0), (3, 1.0), (7, 0.5)])
+def test_the_formula(items, n, beta):
+    images, targets = items
+    program, key = make_tta(predict, brighter), jax.random.key(3)
+    found, same = tta(program, VARIABLES, batches(*items), key, n=n, beta=beta)
+    np.testing.assert_array_equal(same, targets)
+    expected = []
+    for number, batch in enumerate(batches(*items)):
+        own = jax.random.fold_in(jax.random.fold_in(key, TTA), number)
+        copies = [predict(VARIABLES, brighter(jax.random.fold_in(own, i), batch)) for i in range(n)]
+        plain = predict(VARIABLES, batch)
+        expected.append((beta * plain + (1 - beta) * np.mean(copies, 0))[batch["mask"]])
+    np.testing.assert_allclose(found, np.concatenate(expected), rtol=1e-5, atol=1e-6)
+    assert found.shape == (10, 2)
+
+
+def test_defaults_and_repeats(items):
+    program, key = make_tta(predict, brighter), jax.random.key(0)
+    default = tta(program, VARIABLES, batches(*items), key)[0]
+    np.testing.assert_array_equal(default, tta(program, VARIABLES, batches(*items), key, n=4, beta=0.25)[0])
+    assert not np.allclose(default, tta(program, VARIABLES, batches(*items), jax.random.key(1))[0])
+    assert program._cache_size() == 1  # n and beta are traced
+
+
+def test_prepare_is_for_the_plain_prediction_alone(items):
+    images, _ = items
+
+    def dark(batch):
+        return {**batch, "image": 0 * batch["image"]}
+
+    program = make_tta(predict, lambda key, batch: batch, dark)
+    found, _ = tta(program, VARIABLES, batches(*items), jax.random.key(0), beta=0.25)
+    augmented = np.asarray(predict(VARIABLES, {"image": images}))
+    np.testing.assert_allclose(found, 0.75 * augmented, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("options", "message"), [({"n": 0}, "n is 0: average over at least 1"),
+                                                  ({"beta": 1.5}, "beta is 1.5: give the weight")])  # fmt: skip
+def test_errors(items, options, message):
+    with pytest.raises(ValueError, match=message):
+        tta(make_tta(predict, brighter), VARIABLES, batches(*items), jax.random.key(0), **options)
+
+
+def programs_tta(learn, n=4, beta=0.25):
+    return learn._programs.tta(learn.state.variables, learn.data.valid, learn.state.key, n=n, beta=beta)
+
+
+def test_a_learner():
+    """Images of 20 pixels presized, 16 seen; 67 of them, no multiple of the batch."""
+    task = data(n=335, valid=0.2, size=16, presize=20)
+    mixed = dataclasses.replace(task, augment=compose(task.augment, mixup(3)))
+    learn = learner(mixed)
+    plain, targets = learn.get_preds()
+    found, same = programs_tta(learn)
+    np.testing.assert_array_equal(same, targets)
+    np.testing.assert_allclose(found.sum(1), 1, rtol=1e-5)
+    only_plain, _ = programs_tta(learn, beta=1.0)
+    np.testing.assert_allclose(only_plain, plain, rtol=1e-4, atol=1e-6)
+    assert 1e-4 < np.abs(found - plain).max() < 0.5
+
+
+def test_no_mixing_and_nothing_to_average():
+    task = data(augment=image_augment(flip=0.0, rotate=0.0, zoom=1.0, lighting=0.0, warp=0.0))
+    mixed = dataclasses.replace(task, augment=compose(task.augment, mixup(3)))
+    learn = learner(mixed)
+    np.testing.assert_allclose(programs_tta(learn)[0], learn.get_preds()[0], rtol=1e-4, atol=1e-6)
+    for augment in (None, mixup(3)):
+        learn._programs = dataclasses.replace(learn._programs, data=dataclasses.replace(task, augment=augment))
+        with pytest.raises(ValueError, match="no random transforms to average over: make it with augment=True"):
+            programs_tta(learn)
