@@ -41,21 +41,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _predict(export: Export, options: argparse.Namespace) -> int:
     from rich.console import Console
-    from rich.progress import track
+    from rich.progress import Progress
 
-    answer = _images if export.codec.kind == "image" else _tables
-    answers, failed = [], False
-    errors = Console(stderr=True)
-    for row in track(
-        answer(export, options), "predicting", console=errors, transient=True, disable=not errors.is_terminal
-    ):
-        if isinstance(row, Exception):
-            failed = True
-            _complain(row)
-        elif options.json:
-            print(json.dumps(_as_json(row, export, options.top), ensure_ascii=False), flush=True)
-        else:
-            answers.append(row)
+    rows = (_images if export.codec.kind == "image" else _tables)(export, options)
+    answers, failed, errors = [], False, Console(stderr=True)
+    hidden = not errors.is_terminal or (options.json and sys.stdout.isatty())  # there the lines are the progress
+    # redirect_stdout would send the answers to where the bar is
+    with Progress(console=errors, transient=True, redirect_stdout=False, disable=hidden) as progress:
+        for row in progress.track(rows, description="predicting"):
+            if isinstance(row, Exception):
+                failed = True
+                _complain(row)
+            elif options.json:
+                print(json.dumps(_as_json(row, export, options.top), ensure_ascii=False), flush=True)
+            else:
+                answers.append(row)
     if answers:
         _print_table(answers, export, options.top or 1)
     return int(failed)

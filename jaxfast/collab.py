@@ -1,4 +1,4 @@
-"""Collaborative filtering: from a table of ratings to a model of them, and to recommendations (the course's lesson 4 and 5)."""
+"""Collaborative filtering: from a table of ratings to a model, and to recommendations (the course's lesson 4)."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -28,7 +28,7 @@ def from_frame(
     batch_size: int = 64,
     seed: int = 42,
 ) -> RatingsData:
-    """One rating per row of a pandas data frame, or of anything that narwhals can read (polars, pyarrow, a dict of columns ...).
+    """One rating per row of a pandas data frame, or of what else narwhals reads (polars, a dict of columns ...).
 
     `user`, `item`, `rating`: the names of the columns; users and items are whole numbers or text. `valid`: a fraction,
     row numbers, booleans, or the name of a column of booleans. Users and items are numbered by the training rows alone;
@@ -51,11 +51,11 @@ def learner(
     loss: Loss = mse,
     **options: Any,
 ) -> "CollabLearner":
-    """A model of `data`: `EmbeddingDotBias` with `n_factors`, or with `use_nn` `EmbeddingNN` with `layers` and `dropout`.
+    """A model of `data`: `EmbeddingDotBias` with `n_factors`, or by `use_nn` `EmbeddingNN` with `layers`, `dropout`.
 
     `y_range`: the ends that predictions can come close to, a little beyond the ratings, such as (0, 5.5) for 1 to 5.
-    `layers`: default one of `n_factors` (fastai's collab_learner). `options` are `Learner`'s. ValueError for a range that
-    does not hold the training ratings, and for layers or dropout without `use_nn`.
+    `layers`: default one of `n_factors` (fastai's collab_learner). `options` are `Learner`'s. ValueError for a range
+    that does not hold the training ratings, and for layers or dropout without `use_nn`.
     """
     if isinstance(n_factors, bool) or not isinstance(n_factors, (int, np.integer)) or n_factors < 1:
         raise ValueError(f"n_factors={n_factors!r}: give a whole number from 1 on")
@@ -112,9 +112,7 @@ class CollabLearner(Learner):
         vectors = np.asarray(self.state.params["item_factors"])[kept]
         return Embeddings(codec.item, tuple(codec.items[i] for i in kept), vectors).plot(n)
 
-    def recommend(
-        self, user: int | str, n: int = 10, *, include_seen: bool = False
-    ) -> list[tuple[int | str, float]]:
+    def recommend(self, user: int | str, n: int = 10, *, include_seen: bool = False) -> list[tuple[int | str, float]]:
         """The `n` items with the highest predicted ratings, without those that the user rated in training.
 
         An unseen user gets what the mean of all users would like. ValueError where fewer than `n` items are left.
@@ -133,8 +131,8 @@ class CollabLearner(Learner):
     def rank_metrics(self, dataset: Ratings | None = None, *, k: int = 10, relevant: float) -> dict[str, float]:
         """{"recall@k", "ndcg@k"} of recommendations without what users rated in training, averaged over users.
 
-        Relevant is what a user rated `relevant` or higher in `dataset` (default: validation); users without such an item
-        and items that training rows do not have are left out. ValueError where nobody has a relevant item.
+        Relevant is what a user rated `relevant` or higher in `dataset` (default: validation); users without such an
+        item and items that training rows do not have are left out. ValueError where nobody has a relevant item.
         """
         dataset = self.data.valid if dataset is None else dataset
         codec, train = self.data.codec, self.data.train

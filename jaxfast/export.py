@@ -187,7 +187,7 @@ def save_export(path: str | os.PathLike, module, variables: dict, data, loss) ->
         "format": FORMAT, "version": VERSION, "jaxfast": jaxfast.__version__, "jax": jax.__version__,
         "platforms": list(exported.platforms), "module": type(module).__name__, "kind": kind, "codec": codec.to_json(),
         "inputs": {name: _spec(value) for name, value in inputs.items()}, "outputs": _spec(exported.out_avals[0]),
-        "activation": _name(activation),
+        "activation": getattr(activation, "func", activation).__name__.replace("<lambda>", "identity"),
         "normalization": {name: list(map(float, getattr(module, name, ()))) for name in ("mean", "std")},
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in entries.items()},
     }  # fmt: skip
@@ -246,11 +246,6 @@ def _without_folders():
 def _spec(value) -> dict[str, Any]:
     """Shape and type as JSON; the free size by its name."""
     return {"shape": [n if isinstance(n, int) else str(n) for n in value.shape], "dtype": np.dtype(value.dtype).name}
-
-
-def _name(activation) -> str:
-    name = getattr(activation, "func", activation).__name__
-    return name if name.isidentifier() else "identity"
 
 
 def _line(error: Exception, length: int = 200) -> str:

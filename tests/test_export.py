@@ -1,5 +1,6 @@
 """Exports: the learner's predictions without its code, files that are not whole, and the command line."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -410,6 +411,24 @@ def test_command_line_as_a_process(learn, file, pictures, tmp_path):
         assert (line["label"], line["index"]) == (expected.label, expected.index)
         assert list(line["probabilities"].values()) == pytest.approx(np.sort(expected.probabilities)[:0:-1], abs=1e-5)
         assert next(iter(line["probabilities"])) == expected.label
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_progress_goes_to_the_terminal_and_answers_to_the_output(file, pictures):
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "jaxfast", "predict", file, pictures, pictures / "gone.png", "--json"]
+    environment = ALONE | {"TERM": "xterm"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # Linux ends a pseudo-terminal with an error
+            while part := os.read(ours, 4096):
+                shown += part
+        answers = [json.loads(line)["file"] for line in process.stdout]
+    os.close(ours)
+    assert process.returncode == 1
+    assert answers == [str(picture) for picture in sorted(pictures.iterdir())]
+    assert b"predicting" in shown and b"no such file" in shown
 
 
 def test_command_line_table(learn, file, pictures, capsys):

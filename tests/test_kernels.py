@@ -176,6 +176,45 @@ def test_other_platforms_get_xla_convolutions(platform, x_shape, kernel_shape, g
     assert "stablehlo.convolution" not in on_cpu
 
 
+@pytest.mark.parametrize(
+    "x_shape, kernel_shape, groups, convolutions",
+    [
+        ((2, 7, 6, 3), (3, 3, 1, 3), 3, 0),  # depthwise
+        ((2, 7, 6, 3), (1, 1, 3, 4), 1, 0),  # pointwise
+        ((2, 2, 2, 3), (3, 3, 3, 4), 1, 0),  # per position
+        ((2, 7, 6, 3), (3, 3, 3, 4), 1, 1),  # square
+    ],
+)
+def test_a_free_batch_keeps_the_cpu_forms(x_shape, kernel_shape, groups, convolutions):
+    kernel, x = draw(kernel_shape, jnp.float32, 0), draw(x_shape, jnp.float32, 1)
+
+    def program(x):
+        return conv2d(x, kernel, groups=groups)
+
+    def gradient(x, kernel):
+        return jax.grad(lambda *a: jnp.square(conv2d(*a, groups=groups)).sum(), (0, 1))(x, kernel)
+
+    free = jax.ShapeDtypeStruct((export.symbolic_shape("b")[0], *x_shape[1:]), jnp.float32)
+    exported = export.export(jax.jit(program), platforms=["cpu"])(free)
+    assert exported.mlir_module().count("stablehlo.convolution") == convolutions
+    np.testing.assert_allclose(exported.call(x), program(x), rtol=1e-5, atol=1e-5)
+    exported = export.export(jax.jit(gradient), platforms=["cpu", "tpu"])(free, kernel)
+    for got, want in zip(exported.call(x, kernel), gradient(x, kernel), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_max_pool_of_a_free_batch_keeps_the_cpu_form():
+    x = draw((2, 8, 7, 3), jnp.float32, 0)
+
+    def gradient(x):
+        return jax.grad(lambda x: jnp.square(max_pool(x, (3, 3), (2, 2), "SAME")).sum())(x)
+
+    free = jax.ShapeDtypeStruct((export.symbolic_shape("b")[0], 8, 7, 3), jnp.float32)
+    exported = export.export(jax.jit(gradient), platforms=["cpu"])(free)
+    assert "select_and_scatter" not in exported.mlir_module()
+    np.testing.assert_allclose(exported.call(x), gradient(x), rtol=1e-5, atol=1e-5)
+
+
 def test_one_export_serves_every_platform_and_any_batch_and_size():
     batch, size = export.symbolic_shape("b, s")
     kernel = draw((3, 3, 1, 2), jnp.float32, 1)

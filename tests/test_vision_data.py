@@ -281,7 +281,7 @@ BAD = {
     "three folders": (_three_folders, "train and valid, test, which valid=0.2 would mix: say valid='valid', or"),
     "class without training": (_untrained, "no training image is of class c, only validation images"),
     "one class to train": (_files(valid="dog", classes=["cat", "dog"]), "all 10 training images are of class 'cat'"),
-    "class not named": (_files(classes=["cat", "dgo"]), "dog/0.png is 'dog', but the classes are cat, dgo, did you"),
+    "class not named": (_files(classes=["cat", "dgo"]), "dog/0.png is 'dog', but the classes are cat, dgo; did you"),
     "class named twice": (_files(classes=["cat", "cat"]), "give a list of class names, each once"),
     "nothing readable": (_nothing_readable, "none of the 2 validation images can be read, such as .*3.png"),
     # settings

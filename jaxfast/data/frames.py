@@ -28,7 +28,10 @@ def to_frame(table: Any):
     nw = narwhals()
     if isinstance(table, Mapping):
         table = nw.from_dict(dict(table), backend=_backend())
-    frame = nw.from_native(table, pass_through=True)
+    try:
+        frame = nw.from_native(table, pass_through=True)
+    except nw.exceptions.DuplicateError as error:
+        raise ValueError(f"more than one column has the same name, rename them: {' '.join(str(error).split())}") from None
     if isinstance(frame, nw.LazyFrame):
         frame = frame.collect()
     if not isinstance(frame, nw.DataFrame):
@@ -47,9 +50,6 @@ def to_frame(table: Any):
         raise ValueError(
             f"the column names {first(strange)} are not text: rename them, df.columns = map(str, df.columns)"
         )
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"more than one column is called {first(twice)}: rename them")
     return frame
 
 

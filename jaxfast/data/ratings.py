@@ -15,9 +15,9 @@ from jaxfast.messages import first, nearest
 
 @dataclass(frozen=True)
 class RatingsCodec:
-    """The users and the items that training rows have, in the order of a model's rows; anybody else is number len(users).
+    """The users and the items that training rows have, in the order of a model's rows.
 
-    `user`, `item` and `rating` are the names of the table's columns.
+    Anybody else is number len(users), anything else number len(items). `user`, `item`, `rating`: the table's columns.
     """
 
     kind: ClassVar[str] = "ratings"
@@ -29,7 +29,7 @@ class RatingsCodec:
     items: tuple[int | str, ...]
 
     def encode_many(self, users: Sequence[Any], items: Sequence[Any]) -> dict[str, np.ndarray]:
-        """int32 arrays "user" and "item" of names, the unseen included. ValueError for empty names and names of another type."""
+        """int32 arrays "user" and "item" of names, the unseen included; ValueError for names of another type."""
         return {
             "user": _numbers(users, self._user_numbers, self.user),
             "item": _numbers(items, self._item_numbers, self.item),
@@ -235,6 +235,7 @@ def _known(name: Any, known: dict, column: str) -> int:
 
 def _check_type(name: Any, known: dict, column: str) -> None:
     text = isinstance(next(iter(known)), str)
-    if text != isinstance(name, str) or not text and (isinstance(name, bool) or not isinstance(name, (int, np.integer))):
-        expected = "text" if text else "whole numbers"
-        raise ValueError(f"{column} is {name!r}, of type {type(name).__name__}: the training rows have {expected} there")
+    whole = isinstance(name, (int, np.integer)) and not isinstance(name, bool)
+    if not (isinstance(name, str) if text else whole):
+        had = "text" if text else "whole numbers"
+        raise ValueError(f"{column} is {name!r} of type {type(name).__name__}: the training rows have {had} there")

@@ -4,7 +4,7 @@ import numpy as np
 
 
 def top_k(scores: np.ndarray, k: int, seen: np.ndarray | None = None) -> np.ndarray:
-    """The numbers of the `k` highest scores of each row of (users, items), best first, (users, k); equal ones in item order.
+    """The numbers of the `k` highest scores of each row of (users, items), best first; equal ones in item order.
 
     Items marked in `seen`, booleans of the same shape, come last. ValueError where there are fewer than `k` items.
 
@@ -34,8 +34,9 @@ def recall_at_k(ranked: np.ndarray, relevant: np.ndarray) -> float:
 def ndcg_at_k(ranked: np.ndarray, relevance: np.ndarray) -> float:
     """Normalised discounted cumulative gain of `ranked` (users, k), averaged over users who have a relevant item.
 
-    `relevance` (users, items): booleans or gains of zero and more. The gain at rank r = 1, 2, ... counts 1 / log2(r + 1), and the sum is
-    divided by the best possible one (Järvelin and Kekäläinen 2002). NaN where no user has a relevant item.
+    `relevance` (users, items): booleans or gains of zero and more. The gain at rank r = 1, 2, ... counts
+    1 / log2(r + 1), and the sum is divided by the best possible one (Järvelin and Kekäläinen 2002). NaN where no user
+    has a relevant item.
 
     >>> round(ndcg_at_k(np.array([[2, 0]]), np.array([[True, False, False]])), 4)
     0.6309

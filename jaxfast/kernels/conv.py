@@ -49,7 +49,7 @@ def conv2d(x, kernel, *, strides=(1, 1), padding="SAME", groups=1):
 
 
 def _static(*sizes) -> bool:
-    """False where a size is symbolic, as in an export with free height and width."""
+    """False where a size is symbolic, as in an export with a free batch, height or width."""
     return all(isinstance(size, int | np.integer) for size in sizes)
 
 
@@ -79,9 +79,9 @@ def _out_size(size, window, stride, pad):
 
 
 def _cpu_form(x_shape, kernel_shape, shape: _Shape) -> str | None:
-    """Which form the CPU takes, from static shapes alone; None is XLA's own, everywhere."""
+    """Which form the CPU takes, from static shapes alone, whatever the batch; None is XLA's own, everywhere."""
     (_, h, w, c), (kh, kw, _, features) = x_shape, kernel_shape
-    if not _static(*x_shape, *shape.pads[0], *shape.pads[1]) or min(map(min, shape.pads)) < 0:
+    if not _static(h, w, c, *shape.pads[0], *shape.pads[1]) or min(map(min, shape.pads)) < 0:
         return None
     positions = [_out_size(*a) for a in zip((h, w), (kh, kw), shape.strides, shape.pads)]
     if min(positions) < 1:
@@ -117,6 +117,8 @@ def _convolve_backward(form, shape, residuals, g):
         "per_position": partial(_autodiff, _per_position),
         "square": _square_backward,
     }[form]
+    if not _static(g.shape[0]):  # the depthwise form unrolls over the batch
+        cpu = partial(_autodiff, _plain)
     return lax.platform_dependent(
         *residuals, g, cpu=partial(cpu, shape=shape), default=partial(_autodiff, _plain, shape=shape)
     )

@@ -15,7 +15,7 @@ def embed(table, index):
     >>> embed(jnp.array([[1., 2.], [3., 4.]]), jnp.array([1, 0, 1])).tolist()
     [[3.0, 4.0], [1.0, 2.0], [3.0, 4.0]]
     """
-    return table.at[index].get(mode="promise_in_bounds")
+    return jnp.asarray(table).at[index].get(mode="promise_in_bounds")
 
 
 def _forward(table, index):

@@ -24,7 +24,7 @@ def max_pool(x, window, strides, padding):
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
     padding = tuple(map(tuple, padding))
-    static = all(isinstance(v, int | np.integer) for v in (*x.shape, *padding[0], *padding[1]))
+    static = all(isinstance(v, int | np.integer) for v in (*x.shape[1:], *padding[0], *padding[1]))
     return (_max_pool if static else _plain)(x, window, strides, padding)
 
 

@@ -52,4 +52,5 @@ def _columns(name: str, outputs: np.ndarray, targets: np.ndarray) -> tuple[np.nd
     if logits.shape[1] == 2:
         return logits[:, 1:] - logits[:, :1], labels[:, None] == 1
     odds = np.exp(logits - logits.max(1, keepdims=True))
-    return odds / odds.sum(1, keepdims=True), labels[:, None] == np.arange(logits.shape[1])
+    # Sorted, for the last bit of a sum depends on the order and would break ties at random.
+    return odds / np.sort(odds, 1).sum(1, keepdims=True), labels[:, None] == np.arange(logits.shape[1])

@@ -13,7 +13,7 @@ from jaxfast.models.tabular import emb_sz
 
 
 def embedding_init(key: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
-    """A normal of deviation .01, wrapped at two deviations (fastai's `trunc_normal_`: the remainder of a normal by 2)."""
+    """A normal of deviation .01, wrapped at two deviations: its remainder by 2 (fastai's `trunc_normal_`)."""
     return 0.01 * jnp.fmod(jax.random.normal(key, shape, dtype), 2)
 
 
@@ -35,9 +35,10 @@ def _bounded(x: jax.Array, y_range: tuple[float, float] | None) -> jax.Array:
 class EmbeddingDotBias(nn.Module):
     """The dot product of a user's and an item's factors, plus a bias of each (fastai's EmbeddingDotBias).
 
-    (B,) int32 users and (B,) int32 items to (B,) float32 ratings, between the ends of `y_range` by a sigmoid. In evaluation
-    `n_users` and `n_items` stand for the unseen, who get the mean of all factors and biases. Parameters "user_factors"
-    (n_users, n_factors), "item_factors", "user_bias" (n_users, 1), "item_bias": biases have two axes as in fastai, so that weight decay reaches them.
+    (B,) int32 users and (B,) int32 items to (B,) float32 ratings, between the ends of `y_range` by a sigmoid. In
+    evaluation `n_users` and `n_items` stand for the unseen, who get the mean of all factors and biases. Parameters
+    "user_factors" (n_users, n_factors), "item_factors", "user_bias" (n_users, 1), "item_bias": biases have two axes, so
+    that weight decay reaches them as in fastai.
     """
 
     n_users: int
@@ -58,8 +59,8 @@ class EmbeddingDotBias(nn.Module):
 class EmbeddingNN(nn.Module):
     """A network over the embeddings of user and item side by side (fastai's EmbeddingNN: widths by `emb_sz`).
 
-    Inputs, outputs and the unseen as in `EmbeddingDotBias`. Each of `layers` is dense, ReLU, batch norm and `dropout`, then one dense output.
-    Parameters "user_factors", "item_factors", layers dense0, norm0, ..., head; rng "dropout".
+    Inputs, outputs and the unseen as in `EmbeddingDotBias`. Each of `layers` is dense, ReLU, batch norm and `dropout`,
+    then comes one dense output. Parameters "user_factors", "item_factors", dense0, norm0, ..., head; rng "dropout".
     """
 
     n_users: int

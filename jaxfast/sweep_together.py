@@ -1,0 +1,86 @@
+"""Several settings of one model trained side by side in one program, for accelerators that one model leaves idle."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxfast import optim, schedules, training
+from jaxfast.data.loader import Resident
+from jaxfast.learner import Learner
+from jaxfast.messages import first
+from jaxfast.sweep_space import Setting
+
+KNOWN = ("lr", "weight_decay", "pct_start", "div", "div_final")
+"""What may differ between settings that share a program: numbers that a training step takes as arguments."""
+
+
+def run_together(learn: Learner, given: Sequence[Setting], epochs: int) -> list[dict]:
+    """A row for each setting, as `sweep.run` gives: what `fit_one_cycle(epochs, ...)` makes of the learner's state.
+
+    A setting holds "lr" and perhaps "weight_decay", "pct_start", "div", "div_final"; all start from the state of
+    `learn`, which stays as it is, and see the same batches. One compiled program trains all settings at once
+    (`jax.vmap` over their states): on an accelerator they share its time, on CPU runs in turn are faster. A setting
+    that diverges has an "error". ValueError for another hyper-parameter, and for data that do not stay on the device.
+    """
+    given = [dict(setting) for setting in given]
+    if not given:
+        raise ValueError("there are no settings to run: give at least one")
+    strange = sorted({name for setting in given for name in setting} - set(KNOWN))
+    if strange:
+        raise ValueError(f"{strange[0]!r} changes the program: settings that run together may differ in {first(KNOWN)}")
+    if any("lr" not in setting for setting in given):
+        raise ValueError("each setting needs a learning rate: {'lr': 1e-3, ...}")
+    if not isinstance(learn._feed, Resident):
+        raise ValueError("settings run together on data that stay on the device: use sweep.run for data that stream")
+    steps, state, feed = learn._steps(epochs) // epochs, learn.state, learn._feed
+    total, first_step = epochs * steps, int(state.step)
+    tables = [_hyper_rows(learn, setting, total) for setting in given]
+    rows = {name: np.stack([table[name] for table in tables]) for name in tables[0]}
+    states = jax.tree.map(lambda x: jnp.stack([x] * len(given)), state)
+    chunk, halted, done = learn._programs.chunk(learn._part), jnp.zeros(len(given), bool), 0
+    while done < total:
+        epoch, within = divmod(first_step + done, steps)
+        if not done or not within:
+            order = feed.place(training.epoch_order(state.key, epoch, feed.examples))
+        piece = feed.piece(order, within, min(training.CAPACITY, total - done))
+        part = {name: _padded(values[:, done : done + piece.n]) for name, values in rows.items()}
+        counts = np.int32(piece.start), np.int32(piece.n)
+        states, _, _, halted = _together(chunk, states, piece.data, piece.order, *counts, part, halted)
+        done += piece.n
+    stopped = np.asarray(halted)
+    return [
+        _row(learn, setting, jax.tree.map(lambda x, i=i: x[i], states), stopped[i]) for i, setting in enumerate(given)
+    ]
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _together(chunk, states, data, order, start, n, rows, halted):
+    return jax.vmap(chunk, in_axes=(0, None, None, None, None, 0, 0))(states, data, order, start, n, rows, halted)
+
+
+def _hyper_rows(learn: Learner, setting: Setting, total: int) -> training.Rows:
+    options = {name: setting[name] for name in ("pct_start", "div", "div_final") if name in setting}
+    pct = {name: value for name, value in options.items() if name == "pct_start"}
+    rates = optim.discriminative(setting["lr"], learn._part.n_groups)
+    return training.hyper_rows(
+        total,
+        [schedules.one_cycle(total, rate, **options) for rate in rates],
+        schedules.one_cycle_momentum(total, learn.moms, **pct),
+        setting.get("weight_decay", learn.weight_decay),
+    )
+
+
+def _padded(values: np.ndarray) -> np.ndarray:
+    width = [(0, 0)] * values.ndim
+    width[1] = (0, training.CAPACITY - values.shape[1])
+    return np.pad(values, width)
+
+
+def _row(learn: Learner, setting: Setting, state: training.TrainState, stopped: bool) -> dict:
+    if stopped:
+        return {**setting, "error": "the loss, a gradient or the rate is not finite"}
+    results = learn._programs.validate(state.variables, learn._valid)
+    return {**setting, "valid_loss": results.pop("loss"), **results}
