@@ -1,7 +1,6 @@
 """The notebook face: data, a model and a training state, and the functions of the library under short names."""
 
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +20,7 @@ from jaxfast.export import save_export
 from jaxfast.interpret import Interpretation, grad_cam
 from jaxfast.mesh import check_batch_size, data_mesh, replicated
 from jaxfast.messages import first, nearest
-from jaxfast.training.progress import Progress, bar
+from jaxfast.training.progress import bar
 
 OPTIMIZERS = {"adamw": optim.hyper_adamw, "sgd": optim.hyper_sgd, "rmsprop": optim.hyper_rmsprop}
 
@@ -32,12 +31,13 @@ Rates = float | slice | Sequence[float] | optax.Schedule
 class Learner:
     """Trains `module` on `data`: holds a state and calls the functions of `jaxfast.training`.
 
-    `data`: an object with train, valid, batch_size, inputs, classes, augment, prepare and encode, such as `vision.from_folder`
-    gives. `loss`: a function (outputs, target) -> (batch,). `metrics`: names from `jaxfast.metrics.METRICS` or functions (outputs,
-    target) -> one value per example. `optimizer`: "adamw", "sgd", "rmsprop", or a function (hypers, labels=) -> GradientTransformation.
-    `moms`: momentum at the ends and the middle of a cycle. `precision`: "auto", "fp32", "bf16", "fp16". `variables`: replaces
-    the module's own initial variables (pretrained weights). `train_norm`: norm layers of frozen groups train, as in fastai.
-    `norm_groups`: groups of batch statistics (default: as many as devices). `resident`: keep the data on the device ("auto": where it fits).
+    `data`: an object with train, valid, batch_size, inputs, classes, augment, prepare and encode, such as
+    `vision.from_folder` gives. `loss`: a function (outputs, target) -> (batch,). `metrics`: names from
+    `jaxfast.metrics.METRICS` or functions (outputs, target) -> one value per example. `optimizer`: "adamw", "sgd",
+    "rmsprop", or a function (hypers, labels=) -> GradientTransformation. `moms`: momentum at the ends and the middle
+    of a cycle. `precision`: "auto", "fp32", "bf16", "fp16". `variables`: replaces the module's own initial variables
+    (pretrained weights). `train_norm`: norm layers of frozen groups train, as in fastai. `norm_groups`: groups of
+    batch statistics (default: as many as devices). `resident`: keep the data on the device ("auto": where it fits).
     ValueError for a batch size that devices or groups do not divide, and for unknown names.
     """
 
@@ -69,14 +69,13 @@ class Learner:
             )
         if len(data.train) < data.batch_size:
             raise ValueError(
-                f"batch_size {data.batch_size} is larger than the {len(data.train)} training examples: use a smaller one"
+                f"batch_size {data.batch_size} is more than the {len(data.train)} training examples: use a smaller one"
             )
         if optimizer in OPTIMIZERS:
             optimizer = OPTIMIZERS[optimizer]
         elif not callable(optimizer):
-            raise ValueError(
-                f"unknown optimizer {optimizer!r}: give one of {first(list(OPTIMIZERS))}{nearest(optimizer, OPTIMIZERS)}"
-            )
+            known = f"{first(list(OPTIMIZERS))}{nearest(optimizer, OPTIMIZERS)}"
+            raise ValueError(f"unknown optimizer {optimizer!r}: give one of {known}")
         self.data, self.optimizer, self.quiet = data, optimizer, quiet
         self.weight_decay, self.moms, self.train_norm = weight_decay, tuple(moms), train_norm
         self.precision = precision_.resolve(precision, self.mesh.devices.flat[0])
@@ -113,7 +112,8 @@ class Learner:
     # Training
 
     def lr_find(self, start: float = 1e-7, end: float = 10.0, steps: int = 100) -> training.LRFinder:
-        """Try rates from `start` to `end` on a copy of the state; the learner stays as it is. See `training.lr_find`."""
+        """Try rates from `start` to `end` on a copy of the state; the learner stays as it is. See
+        `training.lr_find`."""
         with bar("lr_find", steps, quiet=self.quiet) as update:
             return training.lr_find(
                 self.state,
@@ -129,7 +129,8 @@ class Learner:
             )
 
     def fit(self, epochs: int, lr: Rates, *, weight_decay: float | None = None, after_epoch: Recipes = ()) -> None:
-        """Train at a constant rate (or by a schedule over all steps, the same for every group) and the first momentum."""
+        """Train at a constant rate (or by a schedule over all steps, the same for every group) and the first
+        momentum."""
         if callable(lr):
             rates = [lr] * self._part.n_groups
         else:
@@ -205,7 +206,8 @@ class Learner:
     ) -> None:
         """Train the head with the body frozen, then everything with discriminative rates (fastai's fine_tune).
 
-        A cycle of `freeze_epochs` at slice(lr) with pct_start .99; then lr is halved, and `epochs` at slice(lr / lr_mult, lr).
+        A cycle of `freeze_epochs` at slice(lr) with pct_start .99; then lr is halved, and `epochs` at slice(lr /
+        lr_mult, lr).
         """
         self.freeze()
         self.fit_one_cycle(freeze_epochs, slice(lr), pct_start=0.99, weight_decay=weight_decay, after_epoch=after_epoch)
@@ -247,12 +249,11 @@ class Learner:
 
     def validate(self, dataset=None) -> dict[str, float]:
         """The loss and the metrics on the validation set, or on `dataset`: {"loss": ..., "accuracy": ...}."""
-        if dataset is None:
-            dataset = self._valid if self._programs.resident else self.data.valid
-        return self._programs.validate(self.state.variables, dataset)
+        return self._programs.validate(self.state.variables, self._valid_data if dataset is None else dataset)
 
     def get_preds(self, dataset=None) -> tuple[np.ndarray, np.ndarray]:
-        """Predictions (probabilities where the loss takes logits) and targets of the validation set, or of `dataset`."""
+        """Predictions (probabilities where the loss takes logits) and targets of the validation set, or of
+        `dataset`."""
         dataset = self.data.valid if dataset is None else dataset
         return self._programs.outputs(self.state.variables, dataset)[:2]
 
@@ -268,7 +269,8 @@ class Learner:
         return Interpretation(probabilities, targets, losses_, self.data.classes, dataset)
 
     def heatmap(self, item, *, layer: str | None = None, target: int | None = None):
-        """Grad-CAM: where the evidence for class `target` (default: the predicted one) lies, at block `layer` (default: the last)."""
+        """Grad-CAM: where the evidence for class `target` (default: the predicted one) lies, at block `layer`
+        (default: the last)."""
         image = self._encode(item)["image"][0]
         return grad_cam(self.module, self.state.variables, image, classes=self.data.classes, layer=layer, target=target)
 
@@ -308,7 +310,8 @@ class Learner:
         training.save_state(path, self.state, about)
 
     def load(self, path: str | Path) -> None:
-        """Take over the state saved at `path`: frozen groups, optimizer and step too. ValueError where it does not fit."""
+        """Take over the state saved at `path`: frozen groups, optimizer and step too. ValueError where it does not
+        fit."""
         about = training.read_about(path)
         classes = [str(name) for name in self.data.classes or ()]
         if about.get("classes") != classes:
@@ -324,7 +327,8 @@ class Learner:
         self._programs = dataclasses.replace(self._programs, norm_groups=about["norm_groups"], _chunks={})
 
     def export(self, path: str | Path) -> None:
-        """Write the model as one file that `jaxfast.load_export` predicts with, without its code: `export.save_export`."""
+        """Write the model as one file that `jaxfast.load_export` predicts with, without its code:
+        `export.save_export`."""
         save_export(path, self.module, self.state.variables, self.data, self._programs.loss)
 
     # What the methods above share
@@ -340,8 +344,10 @@ class Learner:
         return loader.Streamed(self.data.train, self.data.batch_size, self.mesh)
 
     @cached_property
-    def _valid(self) -> loader.Padded:
-        return loader.padded(self.data.valid, self.data.batch_size, self.mesh)
+    def _valid_data(self):
+        if self._programs.resident:
+            return loader.padded(self.data.valid, self.data.batch_size, self.mesh)
+        return self.data.valid
 
     def _encode(self, item) -> dict[str, np.ndarray]:
         example = self.data.encode(item)
@@ -357,47 +363,18 @@ class Learner:
 
     def _fit(self, epochs: int, rates, momentum, weight_decay: float | None, after_epoch: Recipes) -> None:
         decay = self.weight_decay if weight_decay is None else weight_decay
-        total = self._steps(epochs)
-        rows = training.hyper_rows(total, rates, momentum, decay)
-        steps, smooth = total // epochs, training.SmoothLoss()
-        columns = ("train_loss", "valid_loss", *(metric.name for metric in self._programs.metrics))
-        with Progress(columns, epochs, steps, quiet=self.quiet) as progress:
-            for epoch in range(epochs):
-                start = time.perf_counter()
-                part = {name: values[epoch * steps : (epoch + 1) * steps] for name, values in rows.items()}
-                train_loss = self._train_epoch(part, smooth, progress)
-                results = self.validate()
-                seconds = time.perf_counter() - start
-                values = {"train_loss": train_loss, "valid_loss": results.pop("loss"), **results}
-                self.history.add_epoch(values, seconds)
-                progress.end_epoch(values, seconds)
-                verdicts = [recipe(len(self.history) - 1, values, self.state) for recipe in after_epoch]
-                for verdict in filter(None, verdicts):
-                    rows["lr"] = rows["lr"] * np.float32(verdict.lr_scale)
-                if any(verdict.stop for verdict in filter(None, verdicts)):
-                    break
-        for recipe in after_epoch:
-            if hasattr(recipe, "finish"):
-                self.state = recipe.finish(self.state)
-
-    def _train_epoch(self, rows: training.Rows, smooth: training.SmoothLoss, progress: Progress) -> float:
-        loss = float("nan")
-        for piece in training.run(self.state, self._programs.chunk(self._part), self._feed, rows, self._pace):
-            self.state = piece.state
-            if piece.halted:
-                self._halt(piece, rows)
-            done = slice(piece.first, piece.first + len(piece.losses))
-            self.history.add_steps(piece.losses, rows["lr"][done], rows["momentum"][done])
-            for value in piece.losses:
-                loss = smooth.update(value)
-            progress.step(done.stop, loss)
-        return loss
-
-    def _halt(self, piece: training.RunProgress, rows: training.Rows) -> None:
-        last = len(piece.losses) - 1
-        loss, lr = piece.losses[last], rows["lr"][piece.first + last, -1]
-        what = f"the loss is {loss}" if not np.isfinite(loss) else f"the update is not finite (loss {loss:.4g})"
-        raise FloatingPointError(
-            f"{what} at step {len(self.history.losses) + last} of training (learning rate {lr:.3g}): the state before that "
-            "step is kept; use a lower rate (lr_find), or look for inputs that are not finite"
+        states = training.fit_epochs(
+            self.state,
+            self._programs.chunk(self._part),
+            self._feed,
+            training.hyper_rows(self._steps(epochs), rates, momentum, decay),
+            epochs,
+            validate=lambda variables: self._programs.validate(variables, self._valid_data),
+            metrics=[metric.name for metric in self._programs.metrics],
+            history=self.history,
+            after_epoch=after_epoch,
+            pace=self._pace,
+            quiet=self.quiet,
         )
+        for state in states:
+            self.state = state

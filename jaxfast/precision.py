@@ -59,7 +59,8 @@ def cast_module(module: nn.Module, dtype: jnp.dtype) -> nn.Module:
 
 
 class LossScale(struct.PyTreeNode):
-    """Dynamic loss scale (Micikevicius et al. 2018): halved when a gradient overflows, doubled after `period` good steps."""
+    """Dynamic loss scale (Micikevicius et al. 2018): halved when a gradient overflows, doubled after `period` good
+    steps."""
 
     scale: Float[Array, ""]
     good_steps: Int[Array, ""]

@@ -245,11 +245,11 @@ def learner(
 ) -> Learner:
     """A classifier for `data`: the body `arch` (a name of `ARCHITECTURES`) under fastai's head.
 
-    `pretrained`: True for the architecture's documented source of ImageNet weights (`pretrained.weights_path`), the path
-    of a .pth or .safetensors file, or False for random weights. `hidden` and `dropout` are `ClassifierHead`'s. By default the loss
-    is cross entropy and the metric accuracy; for any number of labels per image, binary cross entropy and
-    accuracy_multi. `options` are `Learner`'s. Raises ValueError for an unknown architecture and for what `Learner` and the
-    weights' reader refuse.
+    `pretrained`: True for the architecture's documented source of ImageNet weights (`pretrained.weights_path`), the
+    path of a .pth or .safetensors file, or False for random weights. `hidden` and `dropout` are `ClassifierHead`'s.
+    By default the loss is cross entropy and the metric accuracy; for any number of labels per image, binary cross
+    entropy and accuracy_multi. `options` are `Learner`'s. Raises ValueError for an unknown architecture and for what
+    `Learner` and the weights' reader refuse.
     """
     if arch not in ARCHITECTURES:
         raise ValueError(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxfast.optim.groups import Labels, count_groups, few, labels_of
+from jaxfast.optim.groups import Labels, count_groups, labels_of
 
 
 def _is_matrix(tree) -> Any:

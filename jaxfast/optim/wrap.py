@@ -15,7 +15,8 @@ Optimizer = Callable[..., optax.GradientTransformation]
 
 
 def clipped(optimizer: Optimizer, max_norm: float) -> Optimizer:
-    """Scale the gradients of all trained parameters together down to the global norm `max_norm` (fastai's GradientClip).
+    """Scale the gradients of all trained parameters together down to the global norm `max_norm` (fastai's
+    GradientClip).
 
     ValueError for a norm that is not positive.
     """
@@ -48,8 +49,8 @@ class AveragedState(NamedTuple):
 def averaged(optimizer: Optimizer, decay: float = 0.999) -> Optimizer:
     """Keep an exponential moving average of the trained parameters beside them (Polyak and Juditsky 1992).
 
-    The average forgets its start as fast as it can: its decay at step t is min(decay, (1 + t) / (10 + t)), as TensorFlow's
-    ExponentialMovingAverage does. `averages` reads it. ValueError for a decay outside 0..1.
+    The average forgets its start as fast as it can: its decay at step t is min(decay, (1 + t) / (10 + t)), as
+    TensorFlow's ExponentialMovingAverage does. `averages` reads it. ValueError for a decay outside 0..1.
     """
     if not 0 <= decay < 1:
         raise ValueError(f"decay must be in 0..1, got {decay}")

@@ -4,6 +4,7 @@ from jaxfast.data.loader import epoch_order
 from jaxfast.training import recipes
 from jaxfast.training.checkpoint import load_state, read_about, save_state
 from jaxfast.training.finder import LRFinder, lr_find
+from jaxfast.training.fit import fit_epochs
 from jaxfast.training.history import History, SmoothLoss, smooth
 from jaxfast.training.loop import (
     CAPACITY,
@@ -36,6 +37,7 @@ __all__ = [
     "create_state",
     "epoch_order",
     "evaluate_all",
+    "fit_epochs",
     "fresh_opt_state",
     "hyper_rows",
     "key_for",

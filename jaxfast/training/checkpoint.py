@@ -16,7 +16,8 @@ def save_state(path: str | Path, state: TrainState, about: dict) -> None:
 
 
 def read_about(path: str | Path) -> dict:
-    """What was saved beside the state. FileNotFoundError where there is no checkpoint, ValueError where it is damaged."""
+    """What was saved beside the state. FileNotFoundError where there is no checkpoint, ValueError where it is
+    damaged."""
     from orbax.checkpoint import v1 as ocp
 
     path = _absolute(path)
@@ -30,7 +31,8 @@ def read_about(path: str | Path) -> dict:
 def load_state(path: str | Path, like: TrainState) -> TrainState:
     """The state saved at `path`, with the structure, types and device placement of `like`.
 
-    ValueError where the saved arrays do not have that structure: another architecture, number of classes or frozen part.
+    ValueError where the saved arrays do not have that structure: another architecture, number of classes or frozen
+    part.
     """
     from orbax.checkpoint import v1 as ocp
 

@@ -72,7 +72,7 @@ class LRFinder:
 
     @property
     def _trimmed(self) -> tuple[np.ndarray, np.ndarray]:
-        # fastai drops the first tenth of the search and the last five points; one that ended too early for that keeps all.
+        # fastai drops the first tenth of the search and the last five points; a search too short for that keeps all.
         first, last = self.steps // 10, len(self.lrs) - 5
         if last - first < 3:
             first, last = 0, len(self.lrs)
@@ -119,8 +119,8 @@ def lr_find(
     """Train a copy of `state` with rates rising from `start` to `end` and record the losses; `state` is left as it is.
 
     Ends early when the smoothed loss exceeds four times its best, or is not finite (fastai's LRFinder). Uses the
-    program `chunk` that training uses. ValueError for rates that do not rise or fewer than 2 steps; FloatingPointError when the first loss is
-    not finite.
+    program `chunk` that training uses. ValueError for rates that do not rise or fewer than 2 steps;
+    FloatingPointError when the first loss is not finite.
     """
     if not 0 < start < end:
         raise ValueError(f"lr_find goes from start to end with 0 < start < end, got {start:g} and {end:g}")
@@ -141,6 +141,6 @@ def lr_find(
             break
     if len(raw) == 0:
         raise FloatingPointError(
-            f"lr_find: the loss is not finite at the first step (learning rate {start:g}): check the inputs and the model"
+            f"lr_find: the loss is not finite at the first step (rate {start:g}): check the inputs and the model"
         )
     return LRFinder(rows["lr"][: len(raw), -1].astype(np.float64), raw, smooth(raw), steps)

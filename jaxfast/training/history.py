@@ -32,7 +32,8 @@ def smooth(losses: np.ndarray, beta: float = 0.98) -> np.ndarray:
 
 @dataclasses.dataclass
 class History:
-    """`epochs`: a dict per epoch (epoch, train_loss, valid_loss, metrics, seconds, step); `losses`, `lrs`, `momentums`: per step.
+    """`epochs`: a dict per epoch (epoch, train_loss, valid_loss, metrics, seconds, step); `losses`, `lrs`,
+    `momentums`: per step.
 
     `train_loss` is the smoothed loss (beta .98, as fastai shows it) at the end of the epoch.
     """

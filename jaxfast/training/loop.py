@@ -29,7 +29,8 @@ def hyper_rows(
     momentum: optax.ScalarOrSchedule,
     weight_decay: optax.ScalarOrSchedule,
 ) -> Rows:
-    """Schedules or constants as a table of one row per step, fp32: "lr" (steps, groups), "momentum" and "weight_decay" (steps,)."""
+    """Schedules or constants as a table of one row per step, fp32: "lr" (steps, groups), "momentum" and
+    "weight_decay" (steps,)."""
     columns = [_column(value, steps) for value in (*lr, momentum, weight_decay)]
     return {"lr": np.stack(columns[:-2], 1), "momentum": columns[-2], "weight_decay": columns[-1]}
 
@@ -46,10 +47,11 @@ def _column(value: optax.ScalarOrSchedule, steps: int) -> np.ndarray:
 def make_chunk(step: Step, batch_size: int, mesh: Mesh, *, resident: bool, capacity: int = CAPACITY) -> Callable:
     """The compiled function `chunk(state, data, order, start, n, rows, halted) -> (state, losses, done, halted)`.
 
-    Runs the `n` <= `capacity` batches `order[(start + i) * batch_size :][:batch_size]` of `data` with the hyper-parameters
-    `rows[i]`; with `resident=False`, `data` is itself the one batch. `state` is donated. `losses` has shape (capacity,), the first `done`
-    of them are of steps that ran. A step that is not finite ends the chunk; with `halted` true at the start no step
-    runs, so that chunks can be dispatched before the losses of the one before are looked at.
+    Runs the `n` <= `capacity` batches `order[(start + i) * batch_size :][:batch_size]` of `data` with the
+    hyper-parameters `rows[i]`; with `resident=False`, `data` is itself the one batch. `state` is donated. `losses`
+    has shape (capacity,), the first `done` of them are of steps that ran. A step that is not finite ends the chunk;
+    with `halted` true at the start no step runs, so that chunks can be dispatched before the losses of the one before
+    are looked at.
     """
 
     # The sharding of the results is that of the arguments, or the second call would compile again.

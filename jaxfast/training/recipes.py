@@ -1,9 +1,9 @@
 """What happens after each epoch: plain functions of (epoch, metrics, state) that a fit calls in order.
 
-`metrics` holds train_loss, valid_loss and the learner's metrics of the epoch that ended. A function returns None, or a
-`Verdict`. Compose them by listing them: `learn.fit_one_cycle(10, 1e-3, after_epoch=[csv_log("log.csv"), early_stop()])`.
-One that also has a method `finish(state) -> state` is called when the fit ends.
-A loss that is not finite needs no recipe: training always stops there, with the last good state.
+`metrics` holds train_loss, valid_loss and the learner's metrics of the epoch that ended. A function returns None, or
+a `Verdict`. Compose them by listing them: `learn.fit_one_cycle(10, 1e-3, after_epoch=[csv_log("log.csv"),
+early_stop()])`. One that also has a method `finish(state) -> state` is called when the fit ends. A loss that is not
+finite needs no recipe: training always stops there, with the last good state.
 """
 
 import csv
@@ -59,7 +59,8 @@ class _Best:
 def early_stop(
     monitor: str = "valid_loss", *, patience: int = 3, min_delta: float = 0.0, lower: bool | None = None
 ) -> AfterEpoch:
-    """End the fit when `monitor` has not improved by more than `min_delta` for `patience` epochs (fastai's EarlyStoppingCallback).
+    """End the fit when `monitor` has not improved by more than `min_delta` for `patience` epochs (fastai's
+    EarlyStoppingCallback).
 
     `lower`: whether less is better (default: by the name; losses and errors fall). ValueError for an unknown metric.
     """
@@ -81,7 +82,8 @@ def reduce_on_plateau(
     min_delta: float = 0.0,
     lower: bool | None = None,
 ) -> AfterEpoch:
-    """Multiply the learning rates by `factor` each time `monitor` has not improved for `patience` epochs (fastai's ReduceLROnPlateau)."""
+    """Multiply the learning rates by `factor` each time `monitor` has not improved for `patience` epochs (fastai's
+    ReduceLROnPlateau)."""
     best, waited = _Best(monitor, lower, min_delta), 0
 
     def after_epoch(epoch, metrics, state):
@@ -125,7 +127,8 @@ class keep_best:  # noqa: N801 (used as a function)
 
 
 def csv_log(path: str | Path) -> AfterEpoch:
-    """Append one line per epoch to a CSV file: epoch, step and the metrics; the header is written once (fastai's CSVLogger).
+    """Append one line per epoch to a CSV file: epoch, step and the metrics; the header is written once (fastai's
+    CSVLogger).
 
     ValueError when the file holds other columns.
     """

@@ -48,7 +48,8 @@ class Trainable(struct.PyTreeNode):
     """Which parameters are trained, and the learning-rate group of each.
 
     `paths`: "/"-joined paths of the trained leaves; `frozen`: path prefixes of the frozen groups, whose norm layers
-    use and keep their running statistics unless `train_norm`; `labels`: nested dict of group numbers for the trained leaves.
+    use and keep their running statistics unless `train_norm`; `labels`: nested dict of group numbers for the trained
+    leaves.
     """
 
     paths: frozenset[str] = struct.field(pytree_node=False)
@@ -80,7 +81,8 @@ def trainable(params: dict, groups: Groups | None = None, *, freeze_to: int = 0,
     n_groups = len(groups) if groups else 1
     if not -n_groups <= freeze_to < n_groups:
         raise ValueError(
-            f"freeze_to({freeze_to}) names none of the model's {n_groups} parameter groups: use {-n_groups}..{n_groups - 1}"
+            f"freeze_to({freeze_to}) names none of the model's {n_groups} parameter groups: "
+            f"use {-n_groups}..{n_groups - 1}"
         )
     first = freeze_to % n_groups
     labels = label_by_prefix(groups)(params) if groups else jax.tree.map(lambda _: 0, params)
@@ -107,7 +109,8 @@ def create_state(
     loss_scale: LossScale | None = None,
     seed: int = 0,
 ) -> TrainState:
-    """A fresh state: variables from `module.init` on `example` (a batch of each input), replaced by `variables` if given.
+    """A fresh state: variables from `module.init` on `example` (a batch of each input), replaced by `variables` if
+    given.
 
     `optimizer` is a function (hypers, labels=) -> GradientTransformation such as `jaxfast.optim.hyper_adamw`;
     `part` is what is trained (default: everything, in the learning-rate groups `groups`).
@@ -129,12 +132,13 @@ def create_state(
 
 def init_variables(module: nn.Module, key: Key[Array, ""], *example: Array) -> dict:
     """The module's own initial variables from the seed key, as one compiled program."""
-    # The program runs once and is all random bits, which LLVM takes long to optimize: 10 s of 11 for a small ResNet on CPU.
+    # It runs once and is all random bits, which LLVM takes long to optimize: 10 s of 11 for a small ResNet on CPU.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(module.init, compiler_options=options)(key_for(key, INIT), *example)
 
 
 def fresh_opt_state(optimizer: Callable, part: Trainable, params: dict) -> optax.OptState:
-    """The optimizer's state before its first step, for the trained part of `params`; it depends on no hyper-parameter."""
+    """The optimizer's state before its first step, for the trained part of `params`; it depends on no
+    hyper-parameter."""
     hypers = {"lr": jnp.zeros(part.n_groups), "momentum": jnp.float32(0.9), "weight_decay": jnp.float32(0.0)}
     return optimizer(hypers, labels=lambda _: part.labels).init(part.split(params)[0])

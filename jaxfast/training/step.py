@@ -47,9 +47,9 @@ def make_step(
     """The function `step(state, batch, hypers) -> (state, {"loss", "finite"})`.
 
     `hypers` = {"lr": (groups,), "momentum": (), "weight_decay": ()} are traced values, so that every schedule shares
-    the compiled step. Only the parameters of `part` are differentiated. `loss` is the mean over the batch in fp32. A step whose
-    loss, gradient or rate is not finite changes nothing but the step count and the loss scale; "finite" says so (an overflow
-    that a loss scale provokes does not count).
+    the compiled step. Only the parameters of `part` are differentiated. `loss` is the mean over the batch in fp32. A
+    step whose loss, gradient or rate is not finite changes nothing but the step count and the loss scale; "finite"
+    says so (an overflow that a loss scale provokes does not count).
     """
     # Frozen norm layers keep their statistics; where their scales are trained they are in train mode, as in fastai.
     still = () if part.train_norm else part.frozen
