@@ -1,4 +1,5 @@
-"""Where experiments find outside data: `--data DIR`, or JAXFAST_DATA, or a folder `shared/data` beside the repository."""
+"""Where experiments find outside data: `--data DIR`, or JAXFAST_DATA, or a folder `shared/data` beside the
+repository."""
 
 import os
 from pathlib import Path

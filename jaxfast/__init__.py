@@ -15,6 +15,7 @@ _modules = (
     "losses",
     "mesh",
     "metrics",
+    "mix",
     "models",
     "optim",
     "plot",

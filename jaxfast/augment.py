@@ -51,13 +51,13 @@ def image_augment(
     (B, size, size, C): a random crop of `size` pixels, or (B, H, W, C) where `size` is None. Every other
     entry is passed on untouched. Row i depends on the key and on i alone, however the batch is split.
 
-    The distributions are those of fastai's `aug_transforms`:
-    `flip` is the chance of a mirror image, and with `flip_vert` any quarter turn is as likely as none, so that
-    all eight symmetries of a square occur (pictures without an upright side: from above, of parts); `rotate` the largest angle in degrees, either way; `zoom` the
-    largest magnification, about a random point; `warp` the largest tilt (see `warp_matrix`); each of these
-    three happens with chance `p_affine`. `lighting` is the largest change of brightness and of contrast
-    (see `relight`), each with chance `p_lighting`. `erase` is the chance that a rectangle of up to 30 % of
-    the image is replaced by noise (fastai's `RandomErasing`; Zhong et al. 2017).
+    The distributions are those of fastai's `aug_transforms`: `flip` is the chance of a mirror image, and with
+    `flip_vert` any quarter turn is as likely as none, so that all eight symmetries of a square occur (pictures
+    without an upright side: from above, of parts); `rotate` the largest angle in degrees, either way; `zoom` the
+    largest magnification, about a random point; `warp` the largest tilt (see `warp_matrix`); each of these three
+    happens with chance `p_affine`. `lighting` is the largest change of brightness and of contrast (see `relight`),
+    each with chance `p_lighting`. `erase` is the chance that a rectangle of up to 30 % of the image is replaced by
+    noise (fastai's `RandomErasing`; Zhong et al. 2017).
 
     Raises ValueError for a setting out of its range, and for images smaller than `size`.
     """

@@ -10,14 +10,13 @@ import jax
 import numpy as np
 import optax
 
-import jaxfast
 from jaxfast import losses, optim, schedules, training
 from jaxfast import metrics as metrics_
 from jaxfast import precision as precision_
 from jaxfast.data import loader
 from jaxfast.data.prediction import Prediction
 from jaxfast.export import save_export
-from jaxfast.interpret import Interpretation, grad_cam
+from jaxfast.interpret import Interpretation, Interval, confidence_interval, grad_cam
 from jaxfast.mesh import check_batch_size, data_mesh, replicated
 from jaxfast.messages import first, nearest
 from jaxfast.training.progress import bar
@@ -257,6 +256,21 @@ class Learner:
         dataset = self.data.valid if dataset is None else dataset
         return self._programs.outputs(self.state.variables, dataset)[:2]
 
+    def tta(self, dataset=None, *, n: int = 4, beta: float = 0.25) -> tuple[np.ndarray, np.ndarray]:
+        """Predictions averaged over `n` augmented copies, moved to the plain ones by `beta`, and targets (fastai's
+        tta).
+
+        The data's own transforms, without MixUp and CutMix. ValueError for data without any, n < 1, beta outside 0..1.
+        """
+        dataset = self.data.valid if dataset is None else dataset
+        return self._programs.tta(self.state.variables, dataset, self.state.key, n=n, beta=beta)
+
+    def intervals(self, dataset=None, *, level: float = 0.95, n: int = 1000, seed: int = 0) -> dict[str, Interval]:
+        """Every metric on the validation set, or on `dataset`, with its confidence interval."""
+        dataset = self.data.valid if dataset is None else dataset
+        rows = self._programs.raw_outputs(self.state.variables, dataset)
+        return {m.name: confidence_interval(m, *rows, level=level, n=n, seed=seed) for m in self._programs.metrics}
+
     def predict(self, item) -> Prediction:
         """What the model says of one item: a path, a PIL image, an array, or an example such as `data.valid[3]`."""
         outputs = self._programs.predict(self.state.variables, self._encode(item))
@@ -301,7 +315,6 @@ class Learner:
     def save(self, path: str | Path) -> None:
         """Write the whole state (parameters, statistics, optimizer, step, key) into the folder `path`."""
         about = {
-            "jaxfast": jaxfast.__version__,
             "frozen_to": self.frozen_to,
             "train_norm": self.train_norm,
             "norm_groups": self._programs.norm_groups,

@@ -16,6 +16,7 @@ from jaxfast.data.labels import Labels
 from jaxfast.data.prediction import Prediction
 from jaxfast.data.split import split_indices
 from jaxfast.messages import first, nearest
+from jaxfast.mix import unmixed
 from jaxfast.plot import show_images
 
 if TYPE_CHECKING:
@@ -84,8 +85,9 @@ class ImageData:
 
         rng = np.random.default_rng(seed)
         batch = self.train.batch(rng.permutation(len(self.train))[:n])
-        if self.augment is not None:
-            batch = jax.jit(self.augment)(jax.random.key(seed), batch)
+        augment = unmixed(self.augment)
+        if augment is not None:
+            batch = jax.jit(augment)(jax.random.key(seed), batch)
         titles = [self.label(target) for target in np.asarray(batch["target"])]
         return show_images(np.asarray(batch["image"]), titles)
 

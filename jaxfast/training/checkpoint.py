@@ -11,8 +11,10 @@ def save_state(path: str | Path, state: TrainState, about: dict) -> None:
     """Write `state` and the JSON-able `about` into the folder `path`, replacing a checkpoint that is there; atomic."""
     from orbax.checkpoint import v1 as ocp
 
-    tree = _plain(state)
-    ocp.save(_absolute(path), tree, overwrite=True, custom_metadata=about)
+    import jaxfast
+
+    about = {"jaxfast": jaxfast.__version__, **about}
+    ocp.save(_absolute(path), _plain(state), overwrite=True, custom_metadata=about)
 
 
 def read_about(path: str | Path) -> dict:
@@ -23,9 +25,13 @@ def read_about(path: str | Path) -> dict:
     path = _absolute(path)
     if not Path(path).exists():
         raise FileNotFoundError(f"no checkpoint at {path}")
-    if not ocp.is_orbax_checkpoint(path):
-        raise ValueError(f"{path} is not a checkpoint, or one whose writing was cut off: load another, or save again")
-    return ocp.metadata(path).custom_metadata or {}
+    try:
+        about = ocp.metadata(path).custom_metadata or {}
+    except (ValueError, KeyError, OSError) as error:
+        raise ValueError(f"{path} is not a checkpoint, or its writing was cut off: load another") from error
+    if "jaxfast" not in about:
+        raise ValueError(f"{path} is not a checkpoint of jaxfast: its metadata do not name the library")
+    return about
 
 
 def load_state(path: str | Path, like: TrainState) -> TrainState:

@@ -14,7 +14,7 @@ from jaxfast.optim import label_by_prefix
 from jaxfast.precision import LossScale
 
 # Purposes that are folded into the seed key (0 is the order of the data): one stream of keys for each use.
-AUGMENT, DROPOUT, INIT = 1, 2, 3
+AUGMENT, DROPOUT, INIT, TTA = 1, 2, 3, 4
 
 Groups = Sequence[Sequence[str]]
 

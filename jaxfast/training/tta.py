@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-TTA = 4
-"""The purpose that is folded into the seed key for test-time augmentation (see `jaxfast.training.state`)."""
+from jaxfast.training.state import TTA
 
 
 def make_tta(predict: Callable, augment: Callable, prepare: Callable | None = None) -> Callable:
