@@ -1,12 +1,13 @@
-"""Flights: how late will it arrive? Dates, categories, a join with the weather, and a split in time (the Rossmann lesson's shape).
+"""Flights: how late will it arrive? Dates, categories, a join with the weather, and a split in time.
 
     python -m experiments.flights
 
-Data: nycflights13 (`nycflights_flights.parquet`, `nycflights_weather.parquet`; `--data DIR` or JAXFAST_DATA): the flights from
-New York in 2013 that arrived, with the hourly weather at the airport at the scheduled hour. January to October train,
-November and December test. Only what is known before departure: schedule, route, aircraft, calendar, holidays, weather.
-The target is the arrival delay in minutes, standardised. The trees see the same columns, encoded by the same codec.
-The settings were chosen on September and October, trained on January to August (`--choose`).
+The shape of the course's Rossmann lesson on nycflights13 (`nycflights_flights.parquet`, `nycflights_weather.parquet`;
+`--data DIR` or JAXFAST_DATA): the flights from New York in 2013 that arrived, with the hourly weather at the airport
+at the scheduled hour. January to October train, November and December test. Only what is known before departure:
+schedule, route, aircraft, calendar, holidays, weather. The target is the arrival delay in minutes, standardised. The
+trees see the same columns, encoded by the same codec. The settings were chosen on September and October, trained on
+January to August (`--choose`).
 
 RESULTS
 """
@@ -36,11 +37,11 @@ HOLIDAYS = (
 class Config:
     """What a run is made of."""
 
-    epochs: int = 3
+    epochs: int = 5
     lr: float = 1e-3
     batch_size: int = 1024
-    dropout: float = 0.3
-    embed_p: float = 0.3
+    dropout: float = 0.5
+    embed_p: float = 0.5
     weight_decay: float = 0.1
     tailnum_width: int = 8
 

@@ -6,9 +6,14 @@
 Data: `ml-100k.zip` (GroupLens; `--data DIR` or JAXFAST_DATA): 100,000 ratings, 1 to 5, of 1,682 films by 943 users. A
 random 10 % validate, another split for each seed; users and films that training rows lack get the mean of all others.
 Course: 5 epochs at 5e-3, 40 factors, weight decay .1, y_range (0, 5.5), batches of 64 (lesson 4). Tuned: by
-`experiments.sweep_movielens`. ALS: `experiments.als`. Both were tuned on the split of seed 1000, none of the reported ones.
+`experiments.sweep_movielens`. ALS: `experiments.als`. Both were tuned on the split of seed 1000, which is not reported.
 
-RESULTS
+Mean squared error on seeds 0, 1, 2 (CPU, jax 0.10.2), and its mean:
+course .7853, .8146, .7971, .7990; tuned .7829, .8153, .7976, .7986; ALS .7985, .8254, .8065, .8101.
+The tuned setting is better than the course's by no more than chance.
+Recall@10 .095 and NDCG@10 .095 (tuned; relevant: rated 4 or 5, what was rated in training left out).
+fastai 2.8.12 with the course's setting gives .8176 on the split of seed 0, because its loader draws rows with
+replacement (56,900 different ones of 90,000 an epoch); its own model and optimizer in a loop over all rows give .7854.
 """
 
 import argparse
@@ -35,8 +40,8 @@ class Config:
 
 
 COURSE = Config()
-TUNED = Config()
-ALS = {"n_factors": 10, "decay": 12.0, "bias_decay": 4.0, "rounds": 15}
+TUNED = Config(epochs=7, lr=3.34e-3, weight_decay=0.109)
+ALS = {"n_factors": 15, "decay": 14.0, "bias_decay": 4.0, "rounds": 15}
 
 
 def ratings(given: str | None = None):

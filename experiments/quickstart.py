@@ -28,12 +28,13 @@ class Config:
     size: int
     epochs: int
     batch_size: int
+    lr_mult: float
     seed: int
     lr: float | None
 
 
-DEFAULT = {"size": 96, "epochs": 6, "batch_size": 32}
-FULL = {"size": 224, "epochs": 20, "batch_size": 64}
+DEFAULT = {"size": 112, "epochs": 8, "batch_size": 32, "lr_mult": 4.0}
+FULL = {"size": 224, "epochs": 20, "batch_size": 64, "lr_mult": 4.0}
 
 
 def cells():
@@ -91,7 +92,7 @@ def run(config: Config, out: Path, quiet: bool = False) -> dict:
         found.plot().savefig(out / "lr_find.png")
         lr = found.valley
         say(f"{found}\nusing the valley, {lr:.2e}")
-    learn.fine_tune(config.epochs, lr)
+    learn.fine_tune(config.epochs, lr, lr_mult=config.lr_mult)
     say(learn.summary())
 
     results = learn.validate()
@@ -125,7 +126,7 @@ def run(config: Config, out: Path, quiet: bool = False) -> dict:
         "seed": config.seed,
         "device": str(jax.devices()[0].device_kind),
         "lr": lr,
-        **{name: getattr(config, name) for name in ("size", "epochs", "batch_size")},
+        **{name: getattr(config, name) for name in ("size", "epochs", "batch_size", "lr_mult")},
         "versions": {"jax": jax.__version__},
     }
     (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
@@ -143,6 +144,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, help=f"side of the photographs in pixels (default {DEFAULT['size']})")
     parser.add_argument("--epochs", type=int, help=f"epochs after the frozen one (default {DEFAULT['epochs']})")
     parser.add_argument("--batch-size", type=int, help=f"photographs per step (default {DEFAULT['batch_size']})")
+    parser.add_argument(
+        "--lr-mult",
+        type=float,
+        help=f"rate of the head over that of the first layers (default {DEFAULT['lr_mult']:g}: cells are no ImageNet)",
+    )
     parser.add_argument("--lr", type=float, help="learning rate of the head (default: what lr_find suggests)")
     parser.add_argument("--seed", type=int, default=0, help="of the split, the order and the augmentation (0)")
     parser.add_argument(

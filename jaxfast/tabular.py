@@ -1,4 +1,4 @@
-"""Tables: from a data frame, CSV or parquet to a trained network, and its predictions as columns (the course's lesson 4 and 6)."""
+"""Tables: from a data frame, CSV or parquet to a trained network, and its predictions as columns."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -49,26 +49,26 @@ def from_frame(
     log: bool = False,
     standardize: bool = False,
 ) -> TableData:
-    """Rows of a pandas data frame, or of anything that narwhals can read (polars, pyarrow, modin, a dict of columns ...).
+    """Rows of a pandas data frame, or of anything that narwhals can read (polars, pyarrow, modin, a dict ...).
 
-    `categorical`, `continuous`: column names; one that is left out takes what remains of its kind (`cont_cat_split` with
-    `max_card`). Empty categories and ones that training rows do not have become code 0; empty numbers become the
-    median, with a column `NAME_na` beside them where training rows had any; numbers are normalised. All of it is learnt
-    from the training rows alone. `valid`: a fraction (of each class alike), row numbers, booleans, or the name of a
-    column of booleans. `task`: "single_label", "multi_label" (several targets of 0 and 1), "regression", or "auto": text,
-    categories, booleans and whole numbers of two values are classes, other numbers are regressed; several targets
-    are one output each. `log`: train on the target's logarithm; `standardize`: on its distance from the mean in
-    deviations; predictions and metrics are in the table's units either way.
-    ValueError for an empty table, an empty target, infinite numbers, columns that are missing, empty, dates or mixed.
+    `categorical`, `continuous`: column names; one that is left out takes what remains of its kind (`cont_cat_split`
+    with `max_card`). Empty categories and ones that training rows do not have become code 0; empty numbers become the
+    median, with a column `NAME_na` beside them where training rows had any; numbers are normalised. All of it is
+    learnt from the training rows alone. `valid`: a fraction (of each class alike), row numbers, booleans, or the name
+    of a column of booleans. `task`: "single_label", "multi_label" (several targets of 0 and 1), "regression", or
+    "auto": text, categories, booleans and whole numbers of two values are classes, other numbers are regressed;
+    several targets are one output each. `log`: train on the target's logarithm; `standardize`: on its distance from
+    the mean in deviations; predictions and metrics are in the table's units either way. ValueError for an empty
+    table, an empty target, infinite numbers, and columns that are missing, empty, dates or mixed.
     """
     return table_data(
-        df, target=target, categorical=categorical, continuous=continuous, valid=valid, batch_size=batch_size, seed=seed,
-        max_card=max_card, task=task, log=log, standardize=standardize,
+        df, target=target, categorical=categorical, continuous=continuous, valid=valid, batch_size=batch_size,
+        seed=seed, max_card=max_card, task=task, log=log, standardize=standardize,
     )  # fmt: skip
 
 
 def from_file(path: str | os.PathLike, **options: Any) -> TableData:
-    """The rows of a .csv, .csv.gz or .parquet file; `options` as in `from_frame`. FileNotFoundError without the file."""
+    """The rows of a .csv, .csv.gz or .parquet file; `options` as in `from_frame`. FileNotFoundError without a file."""
     return from_frame(frames.read_frame(path), **options)
 
 
@@ -87,8 +87,8 @@ def learner(
     """A `TabularNet` for `data`: dense `layers`, dropouts `ps` after them and `embed_p` after the embeddings.
 
     `emb_szs`: widths of embeddings by column (default: `emb_sz`). `y_range`: the lowest and the highest number that a
-    regression can answer, in the table's units (above zero with `log`). By default the loss is cross entropy, binary cross
-    entropy or mean squared error, and the metric accuracy, accuracy_multi, rmse, or rmspe for a logarithm; mse,
+    regression can answer, in the table's units (above zero with `log`). By default the loss is cross entropy, binary
+    cross entropy or mean squared error, and the metric accuracy, accuracy_multi, rmse, or rmspe for a logarithm; mse,
     rmse, mae and rmspe are in the table's units. `options` are `Learner`'s. ValueError for what does not fit the data.
     """
     layers, target = tuple(layers), data.codec.target
@@ -199,7 +199,7 @@ def _rmspe(outputs: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def _in_units(metric, target: Target):
-    """A metric of the table's units from one of outputs: names and `Metric`s of numbers are applied to both converted."""
+    """A metric that is applied to outputs and targets in the table's units."""
     if metric == "rmspe":
         metric = metrics_.mean_of("rmspe", _rmspe, np.sqrt)
     (metric,) = metrics_.resolve([metric])

@@ -1,4 +1,4 @@
-"""Tables on the host: columns found, fitted on training rows alone, encoded, dated, shrunk; and what bad input gives."""
+"""Tables on the host: columns found, fitted on training rows alone, encoded, dated, shrunk; bad input."""
 
 import datetime
 import json
@@ -83,7 +83,9 @@ def test_codec_round_trips_through_json():
     for data in (make(), make(target=["pay", "age"], standardize=True), make(target="vip")):
         codec = TableCodec.from_json(json.loads(json.dumps(data.codec.to_json())))
         assert codec == data.codec
-        for one, other in zip(codec.encode_frame(table()).values(), data.codec.encode_frame(table()).values()):
+        for one, other in zip(
+            codec.encode_frame(table()).values(), data.codec.encode_frame(table()).values(), strict=True
+        ):
             np.testing.assert_array_equal(one, other)
 
 
@@ -178,7 +180,10 @@ BAD = {
     "empty frame": (lambda: make(table().iloc[:0]), "no rows"),
     "not a table": (lambda: make(np.zeros((3, 2))), "ndarray is not a table"),
     "no such target": (lambda: make(target="clas"), "did you mean 'class'"),
-    "target with NaN": (lambda: make(table(pay=np.nan), target="pay"), "target 'pay' is empty in 60 rows, such as row 0"),
+    "target with NaN": (
+        lambda: make(table(pay=np.nan), target="pay"),
+        "target 'pay' is empty in 60 rows, such as row 0",
+    ),
     "target with None": (lambda: make(table(**{"class": [None] + ["a", "b"] * 29 + ["a"]})), "empty in 1 rows"),
     "infinite target": (lambda: make(table(pay=np.inf), target="pay"), "infinite in 60 rows"),
     "one class": (lambda: make(table(**{"class": "low"})), "training needs two classes"),

@@ -130,7 +130,11 @@ def test_it_learns_and_predicts_columns(trained):
 def test_unseen_and_empty_cells_are_predicted(trained):
     assert trained.predict({"town": "Zz", "x": 0.1, "noise": None}).label in ("no", "yes")
     assert len(trained.predict_frame({"town": [None, "Aa"], "x": [1.0, None], "noise": [0.0, 1.0]})) == 2
-    for wrong, message in (({"town": "Aa"}, "'x', 'noise' not in the table"), ({}, "needs the columns"), ([1], "not a table")):
+    for wrong, message in (
+        ({"town": "Aa"}, "'x', 'noise' not in the table"),
+        ({}, "needs the columns"),
+        ([1], "not a table"),
+    ):
         with pytest.raises(ValueError, match=message):
             trained.predict(wrong)
     with pytest.raises(ValueError, match="nothing to predict"):
@@ -182,11 +186,17 @@ def test_a_logarithm_is_scored_in_units():
     assert scores["mae"] == pytest.approx(np.mean(abs(error)), rel=1e-3)
     assert scores["loss"] == pytest.approx(np.mean((np.log(said) - np.log(truth)) ** 2), rel=1e-3)
     assert 0.05 < said.min() and said.max() < 50
-    assert learn.predict(table().iloc[0]).value == pytest.approx(learn.predict_frame(table())["prediction"][0], rel=1e-4)
+    assert learn.predict(table().iloc[0]).value == pytest.approx(
+        learn.predict_frame(table())["prediction"][0], rel=1e-4
+    )
 
 
 def test_defaults_follow_the_target():
-    for options, metric in (({}, "accuracy"), ({"target": "price"}, "rmse"), ({"target": "price", "log": True}, "rmspe")):
+    for options, metric in (
+        ({}, "accuracy"),
+        ({"target": "price"}, "rmse"),
+        ({"target": "price", "log": True}, "rmspe"),
+    ):
         learn = tabular.learner(make(**options), layers=(4,), **DEVICE)
         assert [m.name for m in learn._programs.metrics] == [metric]
 
@@ -253,3 +263,14 @@ def test_adult(outside_data):
     learn = tabular.learner(data, **DEVICE)
     learn.fit_one_cycle(3, 1e-2)
     assert learn.validate()["accuracy"] > 0.863
+
+
+def test_an_export_predicts_alike(trained, tmp_path):
+    import jaxfast
+
+    df = table().drop(columns=["rich", "price"]).iloc[:5]
+    trained.export(tmp_path / "towns.jaxfast")
+    loaded = jaxfast.load_export(tmp_path / "towns.jaxfast")
+    want = trained.predict_frame(df)["prediction"].tolist()
+    assert [loaded.predict(df.iloc[i]).label for i in range(5)] == want
+    assert [answer.label for answer in loaded.predict_batch(df)] == want

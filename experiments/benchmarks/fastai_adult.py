@@ -1,4 +1,4 @@
-"""The Adult fit in fastai 2.8, for its own environment: python fastai_adult.py adult.csv.gz; prints CPU seconds as JSON."""
+"""The Adult fit in fastai 2.8, run by its own environment's python with adult.csv.gz: prints CPU seconds as JSON."""
 
 import json
 import sys

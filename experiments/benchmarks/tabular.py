@@ -3,11 +3,12 @@
     taskset -c 1 python -m experiments.benchmarks.tabular
     JAXFAST_FASTAI_PYTHON=/path/to/python taskset -c 1 python -m experiments.benchmarks.tabular fastai_adult
 
-The same rows, columns, network, optimizer, schedule, batch size and epochs on each side, each epoch followed by a pass over the
-validation rows. The torch loop keeps its tensors in memory, draws batches by index and steps a fused AdamW; runs of both
-sides alternate and the fastest of each counts. fastai 2.8 lives in an environment of its own (`pip install fastai`).
-Rows "tabular_b64", "tabular_b1024": fits after compilation. "fastai_adult": the same against fastai; "fastai_adult_cold" and
-"fastai_adult_cached": whole processes, imports, tracing and compilation (or its persistent cache) counted.
+The same rows, columns, network, optimizer, schedule, batch size and epochs on each side, each epoch followed by a pass
+over the validation rows. The torch loop keeps its tensors in memory, draws batches by index and steps a fused AdamW;
+runs of both sides alternate and the fastest of each counts. fastai 2.8 lives in an environment of its own (`pip install
+fastai`). Rows "tabular_b64", "tabular_b1024": fits after compilation. "fastai_adult": the same against fastai;
+"fastai_adult_cold" and "fastai_adult_cached": whole processes, imports, tracing and compilation (or its persistent
+cache) counted.
 
 RESULTS
 """
@@ -21,8 +22,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-
-import numpy as np
 
 from experiments.data import data_file
 

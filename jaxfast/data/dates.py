@@ -1,4 +1,4 @@
-"""Columns made of dates: their parts, and the days since and until events (fastai's add_datepart and add_elapsed_times)."""
+"""Columns made of dates: their parts, and the days since and until events."""
 
 import re
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from jaxfast.data import frames
 def add_datepart(df: Any, column: str, *, prefix: str | None = None, drop: bool = True, time: bool = False):
     """The table with the parts of the dates in `column`, in its own library (fastai's add_datepart).
 
-    Year, Month, Week (ISO), Day, Dayofweek (Monday 0), Dayofyear, whether the day is the first or the last of its month,
-    quarter or year, and Elapsed (seconds since 1970); with `time` also Hour, Minute, Second. Names start with `prefix`
-    (default: the column's name without "date" at its end). Parts of an empty cell are empty. `drop` leaves the column
-    itself out. Text is read as ISO dates. ValueError for a column that is missing or is no date.
+    Year, Month, Week (ISO), Day, Dayofweek (Monday 0), Dayofyear, whether the day is the first or the last of its
+    month, quarter or year, and Elapsed (seconds since 1970); with `time` also Hour, Minute, Second. Names start with
+    `prefix` (default: the column's name without "date" at its end). Parts of an empty cell are empty. `drop` leaves the
+    column itself out. Text is read as ISO dates. ValueError for a column that is missing or is no date.
     """
     frame, nw = frames.to_frame(df), frames.narwhals()
     frames.check_columns(frame, [column], "the date column")
@@ -109,7 +109,7 @@ def _parts(moments: np.ndarray, time: bool) -> dict[str, np.ndarray]:
 
 
 def _moments(frame, column: str) -> np.ndarray:
-    """datetime64[s] values of a column of dates or of ISO text, NaT where empty; local time where there is a time zone."""
+    """datetime64[s] values of a column of dates or of ISO text, NaT where empty; local time with a time zone."""
     nw, series = frames.narwhals(), frame[column]
     if series.dtype.is_temporal():
         if series.dtype == nw.Datetime and series.dtype.time_zone is not None:

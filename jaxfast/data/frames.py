@@ -31,7 +31,9 @@ def to_frame(table: Any):
     try:
         frame = nw.from_native(table, pass_through=True)
     except nw.exceptions.DuplicateError as error:
-        raise ValueError(f"more than one column has the same name, rename them: {' '.join(str(error).split())}") from None
+        raise ValueError(
+            f"more than one column has the same name, rename them: {' '.join(str(error).split())}"
+        ) from None
     if isinstance(frame, nw.LazyFrame):
         frame = frame.collect()
     if not isinstance(frame, nw.DataFrame):
@@ -42,7 +44,8 @@ def to_frame(table: Any):
             frame = nw.from_native(interchange.from_dataframe(table), eager_only=True)
         else:
             raise ValueError(
-                f"a {type(table).__name__} is not a table: give a data frame (pandas, polars, pyarrow ...) or a dict of columns"
+                f"a {type(table).__name__} is not a table: give a data frame (pandas, polars, pyarrow ...) "
+                "or a dict of columns"
             )
     names = list(frame.columns)
     strange = [name for name in names if not isinstance(name, str)]
@@ -90,7 +93,7 @@ def check_columns(frame, names, what: str) -> None:
 
 
 def kind_of(series) -> str:
-    """What a narwhals Series holds: NUMBER, TEXT, FLAG, TIME, or OTHER for a mixture, other objects and nothing at all."""
+    """What a narwhals Series holds: NUMBER, TEXT, FLAG, TIME, or OTHER for a mixture, other objects or nothing."""
     dtype, nw = series.dtype, narwhals()
     if dtype.is_numeric():
         return NUMBER
@@ -172,9 +175,7 @@ def shrink(df: Any):
     for name in frame.columns:
         series = frame[name]
         if series.dtype.is_integer() and len(series) and not series.is_null().all():
-            low, high = series.min(), series.max()
-            fits = lambda t: np.iinfo(t.__name__.lower()).min <= low and high <= np.iinfo(t.__name__.lower()).max
-            smallest = next((t for t in whole if fits(t)), None)
+            smallest = next((dtype for dtype in whole if _holds(dtype, series.min(), series.max())), None)
             series = series if smallest is None else series.cast(smallest)
         elif series.dtype == nw.Float64:
             values = series.to_numpy()
@@ -186,3 +187,8 @@ def shrink(df: Any):
             series = series.cast(nw.Categorical)
         columns.append(series)
     return frame.with_columns(*columns).to_native()
+
+
+def _holds(dtype, low: int, high: int) -> bool:
+    limits = np.iinfo(dtype.__name__.lower())
+    return limits.min <= low and high <= limits.max

@@ -16,7 +16,7 @@ from jaxfast.messages import first
 
 @dataclass(frozen=True)
 class TableCodec:
-    """Categories, numbers and target as the training rows have them: all that a model of a table needs beside its weights."""
+    """Categories, numbers and target as the training rows have them: all that a model needs beside its weights."""
 
     kind: ClassVar[str] = "table"
 

@@ -20,7 +20,7 @@ def plain_number(value) -> int | float:
 
 @dataclass(frozen=True)
 class Category:
-    """A categorical column: value i of `values` has code i + 1; an unknown or empty cell has code 0 (fastai's Categorify)."""
+    """A categorical column: `values[i]` has code i + 1, an unknown or empty cell code 0 (fastai's Categorify)."""
 
     name: str
     values: tuple[str | int | float | bool, ...]
@@ -66,7 +66,7 @@ class Category:
 class Number:
     """A continuous column: empty cells become the median, then the mean and the deviation are taken out.
 
-    `flag` tells whether a column `name`_na says which cells were empty (fastai's FillMissing): where training rows had any.
+    `flag`: a column `name`_na says which cells were empty, since training rows had some (fastai's FillMissing).
     """
 
     name: str

@@ -30,7 +30,7 @@ class Target:
         return len(self.names) if self.classes is None else len(self.classes)
 
     def to_units(self, outputs, numpy: Any = np):
-        """Outputs of a regression, (..., n_out) or (...,) of one target, in the table's units; `numpy` may be jax.numpy."""
+        """Outputs of a regression, (..., n_out), or (...,) of one target, in the table's units; `numpy` may be jnp."""
         mean, std = (np.float32(v[0] if len(self.names) == 1 else v) for v in (self.mean, self.std))
         values = outputs * std + mean
         return numpy.exp(values) if self.log else values
@@ -123,7 +123,7 @@ def check_target(frame, names: Sequence[str]) -> None:
 
 
 def encode_target(frame, target: Target) -> np.ndarray:
-    """Targets as a loss takes them: int32 (rows,), float32 zeros and ones (rows, k), or float32 (rows,) or (rows, k)."""
+    """Targets as a loss takes them: int32 (rows,), float32 zeros and ones (rows, k), float32 (rows,) or (rows, k)."""
     if target.task == "single_label":
         column = frame[target.names[0]]
         number = {name: i for i, name in enumerate(target.classes)}
@@ -131,8 +131,8 @@ def encode_target(frame, target: Target) -> np.ndarray:
         unseen = np.flatnonzero(codes < 0)
         if len(unseen):
             raise ValueError(
-                f"row {unseen[0]} of the validation rows is of class {column.to_list()[unseen[0]]!r}, which no training "
-                "row has: move some, or drop them"
+                f"row {unseen[0]} of the validation rows is of class {column.to_list()[unseen[0]]!r}, which no "
+                "training row has: move some, or drop them"
             )
         return codes
     values = np.stack([frames.numbers_of(frame[name]) for name in target.names], -1)

@@ -41,12 +41,13 @@ class TableDataset:
         return self.categories.nbytes + self.numbers.nbytes + self.target.nbytes
 
     def __repr__(self) -> str:
-        return f"TableDataset: {len(self)} rows, {self.categories.shape[1]} categorical and {self.numbers.shape[1]} continuous columns"
+        categorical, continuous = self.categories.shape[1], self.numbers.shape[1]
+        return f"TableDataset: {len(self)} rows, {categorical} categorical and {continuous} continuous columns"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TableData:
-    """Training and validation rows with all that a learner needs to know of them; `frame` is the table that they come from."""
+    """Training and validation rows with all that a learner needs to know of them; `frame` is the whole table."""
 
     train: TableDataset
     valid: TableDataset
@@ -114,7 +115,8 @@ class TableData:
         )
         names = lambda columns: f" ({first([column.name for column in columns], 8)})" if columns else ""
         return (
-            f"TableData: {len(self.train)} training and {len(self.valid)} validation rows, target {first(target.names)}: {what}\n"
+            f"TableData: {len(self.train)} training and {len(self.valid)} validation rows, "
+            f"target {first(target.names)}: {what}\n"
             f"  {len(codec.categories)} categorical columns{names(codec.categories)}\n"
             f"  {len(codec.numbers)} continuous columns{names(codec.numbers)}, batches of {self.batch_size}"
         )
@@ -134,7 +136,7 @@ def table_data(
     log: bool,
     standardize: bool,
 ) -> TableData:
-    """Check, split, learn from the training rows alone, and turn all rows into arrays; arguments as in `tabular.from_frame`."""
+    """Check, split, learn from the training rows, turn all rows into arrays; arguments as in `tabular.from_frame`."""
     frame = frames.to_frame(table)
     if not len(frame):
         raise ValueError("the table has no rows: give at least two")
@@ -148,7 +150,8 @@ def table_data(
     if isinstance(valid, str):
         if valid not in frame.columns:
             raise ValueError(
-                f"valid={valid!r}: give a fraction, an index array, or the name of a column of booleans{nearest(valid, frame.columns)}"
+                f"valid={valid!r}: give a fraction, an index array, or the name of a column of booleans"
+                f"{nearest(valid, frame.columns)}"
             )
         mask_column, mask = (valid,), frame[valid]
         if frames.kind_of(mask) != frames.FLAG or mask.is_null().any():
@@ -156,7 +159,7 @@ def table_data(
         valid = mask.to_numpy().astype(bool)
     check_target(frame, targets)
 
-    # Which task it is decides how to split, so it is read off all rows; everything that is fitted sees training rows only.
+    # Which task it is decides how to split, so it is read off all rows; what is fitted sees training rows only.
     one_class_each = len(targets) == 1 and fit_target(frame, targets, task, log, standardize).task == "single_label"
     labels = np.unique(np.array(frame[targets[0]].to_list(), str), return_inverse=True)[1] if one_class_each else None
     train, held_out = split_indices(len(frame), valid, seed=seed, labels=labels)

@@ -33,7 +33,7 @@ class Embeddings:
         return pandas.DataFrame(self.vectors, index=pandas.Index(self.values, name=self.name), columns=names)
 
     def project(self, n: int = 2) -> np.ndarray:
-        """The vectors on their first `n` principal components, (categories, n), each component's largest entry positive."""
+        """The vectors on their first `n` principal components, (categories, n); the largest of each is positive."""
         centred = self.vectors - self.vectors.mean(0)
         left, scale, _ = np.linalg.svd(centred, full_matrices=False)
         points = np.zeros((len(centred), n), centred.dtype)

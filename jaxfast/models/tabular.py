@@ -23,13 +23,13 @@ def emb_sz(n: int) -> int:
 class TabularNet(nn.Module):
     """Embeddings of categories beside normalised numbers, then dense layers (fastai's TabularModel).
 
-    (B, columns) int categories and (B, columns) float numbers to (B, n_out) in float32. `sizes` are (categories,
-    width) of each embedding; a category from outside 0..categories - 1 is not looked for. Layers are fastai's LinBnDrop
+    (B, columns) int categories and (B, columns) float numbers to (B, n_out) in float32. `sizes` are (categories, width)
+    of each embedding; every category lies in 0..categories - 1. Layers are fastai's LinBnDrop
     with the dense part first: dense without bias, ReLU, batch norm, dropout; the last is dense alone. `ps`: the dropout
     after each layer (one number for all); `embed_p`: the dropout of embeddings. `y_range` (low, high) bends the outputs
     by a sigmoid. Kernels start as in torch's Linear, U(-1, 1) / sqrt(fan in), embeddings as a truncated normal of
-    deviation .01. Parameters embedding (see `vectors`) and
-    layers norm_numbers, dense0, norm0, dense1, ..., head; rng "dropout".
+    deviation .01. Parameter "embedding" (see `vectors`), layers norm_numbers, dense0, norm0, dense1, ..., head; rng
+    "dropout".
     """
 
     sizes: Sequence[tuple[int, int]]
@@ -55,7 +55,8 @@ class TabularNet(nn.Module):
         kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         parts = []
         if self.sizes:
-            # One table for all columns, as wide as the widest: one gather, and one leaf for the optimizer instead of many.
+            # One table for all columns, as wide as the widest: one gather, one leaf for the optimizer, a third less to
+            # compile.
             shape = (self.offsets[-1], max(width for _, width in self.sizes))
             table = self.param("embedding", nn.initializers.truncated_normal(0.01), shape, jnp.float32)
             # Codes lie within their column's rows by construction, so no bounds are checked.

@@ -11,7 +11,7 @@ from jaxfast import optim, schedules, training
 from jaxfast.data.loader import Resident
 from jaxfast.learner import Learner
 from jaxfast.messages import first
-from jaxfast.sweep_space import Setting
+from jaxfast.sweep.space import Setting
 
 KNOWN = ("lr", "weight_decay", "pct_start", "div", "div_final")
 """What may differ between settings that share a program: numbers that a training step takes as arguments."""
@@ -82,5 +82,5 @@ def _padded(values: np.ndarray) -> np.ndarray:
 def _row(learn: Learner, setting: Setting, state: training.TrainState, stopped: bool) -> dict:
     if stopped:
         return {**setting, "error": "the loss, a gradient or the rate is not finite"}
-    results = learn._programs.validate(state.variables, learn._valid)
+    results = learn._programs.validate(state.variables, learn._valid_data)
     return {**setting, "valid_loss": results.pop("loss"), **results}

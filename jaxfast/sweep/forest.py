@@ -9,7 +9,7 @@ import numpy as np
 from jaxfast._extras import need
 from jaxfast.messages import first, nearest
 from jaxfast.plot import BLUE, ORANGE, _figure, _finish
-from jaxfast.sweep_space import Choice, Setting, Uniform, check_space, settings
+from jaxfast.sweep.space import Choice, Setting, Uniform, check_space, settings
 
 
 class Forest:

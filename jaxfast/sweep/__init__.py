@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxfast.sweep_forest import Forest
-from jaxfast.sweep_space import Choice, Setting, Uniform, choice, integers, log_uniform, plain, settings, uniform
-from jaxfast.sweep_together import run_together
+from jaxfast.sweep.forest import Forest
+from jaxfast.sweep.space import Choice, Setting, Uniform, choice, integers, log_uniform, plain, settings, uniform
+from jaxfast.sweep.together import run_together
 
 __all__ = [
     "Choice",
