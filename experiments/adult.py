@@ -9,7 +9,14 @@ Data: `adult.csv.gz` (UCI, 32,561 people; `--data DIR` or JAXFAST_DATA). 20 % va
 losses) are categories, whose embeddings can jump where trees split; `--max-card 20` keeps them continuous as
 fastai does.
 
-RESULTS
+Accuracy, mean of seeds 0, 1, 2 (jax 0.10.2, CPU), `--combine`, without and with `--max-card 20`:
+
+    one_network       .8723 (.8722 .8692 .8755)   .8505 (.8541 .8472 .8501)
+    pre_concatenated  .8710 (.8719 .8678 .8732)   .8508 (.8544 .8457 .8523)
+    ensemble          .8510 (.8509 .8607 .8415)   .8329 (.8325 .8385 .8279)
+    boosted_trees     .8718 (.8747 .8681 .8727)   the same: scikit-learn 1.9
+
+fastai 2.8.12 on the splits and columns of `--max-card 20`: .8495 (.8512 .8434 .8538).
 """
 
 import argparse

@@ -9,7 +9,15 @@ schedule, route, aircraft, calendar, holidays, weather. The target is the arriva
 trees see the same columns, encoded by the same codec. The settings were chosen on September and October, trained on
 January to August (`--choose`).
 
-RESULTS
+Root mean squared error in minutes, mean of seeds 0, 1, 2 (jax 0.10.2, scikit-learn 1.9, CPU):
+
+                November and December         September and October (`--choose`)
+    network     38.74 (38.69 38.78 38.73)     34.04 (33.99 34.14 34.00)
+    boosting    38.39 (38.26 38.52 38.39)     34.92 (34.66 35.21 34.90)
+    forest      38.51 (38.38 38.60 38.55)     34.95 (34.91 34.72 35.21)
+    constant    40.12                         37.94
+
+The network leads by 2.5 % on the months that its settings were chosen on and is 1 % behind on the test months.
 """
 
 import argparse
@@ -75,8 +83,8 @@ def data_of(config: Config, df, first_month: int):
     )  # fmt: skip
 
 
-def network(config: Config, seed: int, data) -> float:
-    """The root mean squared error of a trained network, in minutes."""
+def network(config: Config, seed: int, data) -> np.ndarray:
+    """What a trained network says of the validation rows, standardised."""
     from jaxfast import tabular
 
     learn = tabular.learner(
@@ -84,7 +92,12 @@ def network(config: Config, seed: int, data) -> float:
         weight_decay=config.weight_decay, metrics=["rmse"], seed=seed, quiet=True,
     )  # fmt: skip
     learn.fit_one_cycle(config.epochs, config.lr)
-    return learn.validate()["rmse"]
+    return learn.get_preds()[0].reshape(-1)
+
+
+def rmse(predictions: np.ndarray, data) -> float:
+    """The root mean squared error in minutes."""
+    return float(np.sqrt(np.mean((predictions - data.valid.target) ** 2)) * data.codec.target.std[0])
 
 
 def arrays(part) -> tuple[np.ndarray, np.ndarray]:
@@ -92,32 +105,26 @@ def arrays(part) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([part.categories.astype(np.float32), part.numbers], 1), part.target
 
 
-def trees(model, data) -> float:
-    """The root mean squared error of a scikit-learn regressor, in minutes."""
-    model.fit(*arrays(data.train))
-    features, target = arrays(data.valid)
-    return float(np.sqrt(np.mean((model.predict(features) - target) ** 2)) * data.codec.target.std[0])
-
-
-def boosting(seed: int, data) -> float:
+def boosting(seed: int, data) -> np.ndarray:
     """HistGradientBoosting with its defaults; columns of up to 255 categories are categories to it."""
     from sklearn.ensemble import HistGradientBoostingRegressor
 
     few = [i for i, column in enumerate(data.codec.embedded) if len(column.values) < 255]
-    return trees(HistGradientBoostingRegressor(categorical_features=few, random_state=seed), data)
+    model = HistGradientBoostingRegressor(categorical_features=few, random_state=seed)
+    return model.fit(*arrays(data.train)).predict(arrays(data.valid)[0])
 
 
-def forest(seed: int, data) -> float:
+def forest(seed: int, data) -> np.ndarray:
     """A random forest of 40 trees, each over a third of the rows, with at least 25 rows in a leaf."""
     from sklearn.ensemble import RandomForestRegressor
 
     model = RandomForestRegressor(40, min_samples_leaf=25, max_features=0.5, max_samples=0.33, random_state=seed)
-    return trees(model, data)
+    return model.fit(*arrays(data.train)).predict(arrays(data.valid)[0])
 
 
-def constant(seed: int, data) -> float:
+def constant(seed: int, data) -> np.ndarray:
     """The training rows' mean for every flight."""
-    return float(np.sqrt(np.mean((data.valid.target - data.train.target.mean()) ** 2)) * data.codec.target.std[0])
+    return np.full(len(data.valid), data.train.target.mean())
 
 
 def main(arguments: list[str] | None = None) -> dict:
@@ -144,9 +151,11 @@ def main(arguments: list[str] | None = None) -> dict:
         models |= {"boosting": boosting, "forest": forest, "constant": constant}
     results = {}
     for name, model in models.items():
-        runs = [model(seed, data) for seed in range(1 if name == "constant" else options.seeds)]
-        results[name] = {"rmse": float(np.mean(runs)), "runs": runs}
-        print(f"{name:10} {np.mean(runs):.2f} minutes   {'  '.join(f'{run:.2f}' for run in runs)}", flush=True)
+        said = [model(seed, data) for seed in range(1 if name == "constant" else options.seeds)]
+        runs = [rmse(predictions, data) for predictions in said]
+        results[name] = {"rmse": float(np.mean(runs)), "runs": runs, "averaged": rmse(np.mean(said, 0), data)}
+        shown = "  ".join(f"{run:.2f}" for run in runs)
+        print(f"{name:10} {np.mean(runs):.2f} minutes   {shown}   averaged {results[name]['averaged']:.2f}", flush=True)
     if options.out:
         options.out.write_text(json.dumps(dataclasses.asdict(config) | {"results": results}, indent=2) + "\n")
     return results

@@ -21,4 +21,4 @@ def start(cache: str = "~/.cache/jaxfast/compiled") -> None:
         import jax
 
         jax.config.update("jax_compilation_cache_dir", str(Path(cache).expanduser()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -40,7 +40,7 @@ def show_images(
     columns = columns or min(count, math.ceil(math.sqrt(count)))
     rows = math.ceil(count / columns)
     lines = 0 if titles is None else max(title.count("\n") + 1 for title in titles)
-    figure = _figure(2.1 * columns, (2.1 + 0.2 * lines) * rows)
+    figure = new_figure(2.1 * columns, (2.1 + 0.2 * lines) * rows)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes:
         ax.axis("off")
@@ -80,7 +80,7 @@ def lr_find(
     rate by name, marked on the smoothed curve.
     """
     lrs, losses = np.asarray(lrs, float), np.asarray(losses, float)
-    figure = _figure(7, 4.2)
+    figure = new_figure(7, 4.2)
     ax = figure.subplots()
     if raw_losses is not None:
         ax.plot(lrs, raw_losses, color="0.75", linewidth=1, label="loss of each step")
@@ -93,7 +93,7 @@ def lr_find(
     _limit(ax, losses)
     ax.set_xlabel("learning rate")
     ax.set_ylabel("training loss")
-    return _finish(figure, ax)
+    return finish(figure, ax)
 
 
 def schedule(lrs: np.ndarray, momentum: np.ndarray | None = None, *, groups: Sequence[str] | None = None) -> Figure:
@@ -103,7 +103,7 @@ def schedule(lrs: np.ndarray, momentum: np.ndarray | None = None, *, groups: Seq
     names = groups or [f"group {index}" for index in range(lrs.shape[1])]
     if len(names) != lrs.shape[1]:
         raise ValueError(f"{len(names)} names for {lrs.shape[1]} groups: give one per group")
-    figure = _figure(7, 3.6 if momentum is None else 5.4)
+    figure = new_figure(7, 3.6 if momentum is None else 5.4)
     axes = figure.subplots(1 if momentum is None else 2, 1, sharex=True, squeeze=False)[:, 0]
     for index, name in enumerate(names):
         shade = (index + 1) / len(names)
@@ -117,7 +117,7 @@ def schedule(lrs: np.ndarray, momentum: np.ndarray | None = None, *, groups: Seq
         axes[1].plot(momentum, color=ORANGE, linewidth=2)
         axes[1].set_ylabel("momentum")
     axes[-1].set_xlabel("step")
-    return _finish(figure, *axes, legend=lrs.shape[1] > 1)
+    return finish(figure, *axes, legend=lrs.shape[1] > 1)
 
 
 def losses(train: np.ndarray, valid: Sequence[float] | None = None, valid_steps: Sequence[int] | None = None) -> Figure:
@@ -129,7 +129,7 @@ def losses(train: np.ndarray, valid: Sequence[float] | None = None, valid_steps:
     train = np.asarray(train, float)
     steps = np.arange(1, len(train) + 1)
     smoothed = _smooth(train, beta=min(max(1 - 20 / len(train), 0), 0.98))
-    figure = _figure(7, 4.2)
+    figure = new_figure(7, 4.2)
     ax = figure.subplots()
     ax.plot(steps, train, color=BLUE, alpha=0.25, linewidth=0.8, label="train, each step")
     ax.plot(steps, smoothed, color=BLUE, linewidth=2, label="train, smoothed")
@@ -140,7 +140,7 @@ def losses(train: np.ndarray, valid: Sequence[float] | None = None, valid_steps:
     _limit(ax, seen)
     ax.set_xlabel("step")
     ax.set_ylabel("loss")
-    return _finish(figure, ax)
+    return finish(figure, ax)
 
 
 def metrics(values: Mapping[str, Sequence[float]]) -> Figure:
@@ -149,7 +149,7 @@ def metrics(values: Mapping[str, Sequence[float]]) -> Figure:
         raise ValueError("there are no metrics to draw: give at least one")
     columns = min(len(values), 3)
     rows = math.ceil(len(values) / columns)
-    figure = _figure(max(4.2 * columns, 5), 3.2 * rows)
+    figure = new_figure(max(4.2 * columns, 5), 3.2 * rows)
     from matplotlib.ticker import MaxNLocator
 
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -160,7 +160,7 @@ def metrics(values: Mapping[str, Sequence[float]]) -> Figure:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for ax in axes[len(values) :]:
         ax.axis("off")
-    return _finish(figure, *axes[: len(values)], legend=False)
+    return finish(figure, *axes[: len(values)], legend=False)
 
 
 def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
@@ -174,7 +174,7 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
         raise ValueError(f"counts of shape {counts.shape} for {number} classes: give ({number}, {number})")
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     cell = max(min(0.55, 11 / number), 0.1)  # inches
-    figure = _figure(cell * number + 3.4, cell * number + 2.2, "compressed")
+    figure = new_figure(cell * number + 3.4, cell * number + 2.2, "compressed")
     ax = figure.subplots()
     shades = ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
     font = min(10, 0.45 * 72 * cell)
@@ -200,7 +200,7 @@ def heatmap(image: np.ndarray, values: np.ndarray, title: str | None = None) -> 
     """Show an image, and beside it the same image under a map (h, w) in 0..1 stretched over it."""
     pixels = _pixels(image)
     height, width = pixels.shape[:2]
-    figure = _figure(7.6, 3.4 * min(max(height / width, 0.5), 2) + 0.5, "compressed")
+    figure = new_figure(7.6, 3.4 * min(max(height / width, 0.5), 2) + 0.5, "compressed")
     plain, covered = figure.subplots(1, 2)
     for ax in (plain, covered):
         ax.imshow(pixels, cmap="gray", vmin=0, vmax=255)
@@ -231,13 +231,13 @@ def _figure_class() -> type[Figure]:
     return NotebookFigure
 
 
-def _figure(width: float, height: float, layout: str = "constrained") -> Figure:
+def new_figure(width: float, height: float, layout: str = "constrained") -> Figure:
     figure = _figure_class()(figsize=(width, height), layout=layout)
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
     return figure
 
 
-def _finish(figure: Figure, *axes, legend: bool = True) -> Figure:
+def finish(figure: Figure, *axes, legend: bool = True) -> Figure:
     for ax in axes:
         ax.grid(True, color="0.92")
         ax.set_axisbelow(True)

@@ -1,5 +1,6 @@
 """Eight CPU devices for every test, and the place of outside data."""
 
+import atexit
 import os
 import tempfile
 from pathlib import Path
@@ -11,6 +12,7 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 # Learners of the same shape share programs: what one test compiled, the next reads.
 _cache = tempfile.TemporaryDirectory(prefix="jaxfast-tests-")
+atexit.register(_cache.cleanup)
 jax.config.update("jax_compilation_cache_dir", _cache.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxfast._extras import need
-from jaxfast.plot import BLUE, _figure, _finish
+from jaxfast.plot import BLUE, finish, new_figure
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -47,13 +47,13 @@ class Embeddings:
         """A figure of the first two principal components with the names of `n` categories, the ones furthest out."""
         places = self.project(2)
         named = np.argsort(-np.square(places).sum(1), kind="stable")[:n]
-        figure = _figure(7, 6)
+        figure = new_figure(7, 6)
         ax = figure.add_subplot()
         ax.scatter(*places.T, s=14, color=BLUE)
         for i in named:
             ax.annotate(str(self.values[i]), places[i], xytext=(3, 3), textcoords="offset points", fontsize=8)
         ax.set(title=self.name, xlabel="first principal component", ylabel="second")
-        return _finish(figure, ax, legend=False)
+        return finish(figure, ax, legend=False)
 
     def __repr__(self) -> str:
         return f"Embeddings of {self.name!r}: {len(self)} categories, {self.vectors.shape[1]} numbers each"

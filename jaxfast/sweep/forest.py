@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxfast._extras import need
 from jaxfast.messages import first, nearest
-from jaxfast.plot import BLUE, ORANGE, _figure, _finish
+from jaxfast.plot import BLUE, ORANGE, finish, new_figure
 from jaxfast.sweep.space import Choice, Setting, Uniform, check_space, settings
 
 
@@ -99,18 +99,18 @@ class Forest:
         """A figure of `importance`, with the deviation over repeated shuffles."""
         names = list(self.importance())[::-1]
         places = [list(self.space).index(name) for name in names]
-        figure = _figure(6, 0.4 * len(names) + 1.4)
+        figure = new_figure(6, 0.4 * len(names) + 1.4)
         ax = figure.subplots()
         spread = self._permuted.importances_std[places]
         ax.barh(names, self._permuted.importances_mean[places], xerr=spread, color=BLUE)
         ax.set_xlabel(f"fall of R2 of {self.metric} when shuffled (out-of-bag R2 {self.score:.2f})")
-        return _finish(figure, ax, legend=False)
+        return finish(figure, ax, legend=False)
 
     def plot_dependence(self, *names: str):
         """A figure of `partial_dependence` on each hyper-parameter (default: all), over the results of the sweep."""
         names = names or tuple(self.space)
         columns = min(len(names), 3)
-        figure = _figure(4.2 * columns, 3.2 * -(-len(names) // columns))
+        figure = new_figure(4.2 * columns, 3.2 * -(-len(names) // columns))
         axes = figure.subplots(-(-len(names) // columns), columns, squeeze=False).ravel()
         for ax, name in zip(axes, names, strict=False):  # the last row may have free places
             values, means = self.partial_dependence(name)
@@ -127,7 +127,7 @@ class Forest:
             ax.set_ylabel(self.metric)
         for ax in axes[len(names) :]:
             ax.axis("off")
-        return _finish(figure, *axes[: len(names)], legend=False)
+        return finish(figure, *axes[: len(names)], legend=False)
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name} {value:.2f}" for name, value in self.importance().items())
