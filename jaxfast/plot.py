@@ -232,12 +232,14 @@ def _figure_class() -> type[Figure]:
 
 
 def new_figure(width: float, height: float, layout: str = "constrained") -> Figure:
+    """An empty figure of that size in inches, which a notebook shows without pyplot."""
     figure = _figure_class()(figsize=(width, height), layout=layout)
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
     return figure
 
 
 def finish(figure: Figure, *axes, legend: bool = True) -> Figure:
+    """The house style on `axes`: light grid, two spines, and the first axes' legend above the figure."""
     for ax in axes:
         ax.grid(True, color="0.92")
         ax.set_axisbelow(True)
