@@ -417,7 +417,7 @@ def test_command_line_as_a_process(learn, file, pictures, tmp_path):
 def test_progress_goes_to_the_terminal_and_answers_to_the_output(file, pictures):
     ours, theirs = os.openpty()
     command = [sys.executable, "-m", "jaxfast", "predict", file, pictures, pictures / "gone.png", "--json"]
-    environment = ALONE | {"TERM": "xterm"}
+    environment = ALONE | {"TERM": "xterm", "COLUMNS": "300"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True, env=environment) as process:
         os.close(theirs)
         shown = b""
