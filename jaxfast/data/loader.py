@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Int, Key
 
 from jaxfast.mesh import by_rows, replicated
 
@@ -144,8 +144,3 @@ def padded_batches(dataset, batch_size: int, mesh: Mesh) -> Iterator[dict[str, A
     for start in range(0, len(dataset), batch_size):
         batch = dataset.batch(np.arange(start, min(start + batch_size, len(dataset))))
         yield jax.device_put(pad_rows(batch, batch_size), by_rows(mesh))
-
-
-def masked_rows(mask: Bool[np.ndarray, " rows"], *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The rows of each array where `mask` holds."""
-    return tuple(jax.tree.map(lambda array: array[mask], array) for array in arrays)
