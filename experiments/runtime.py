@@ -9,8 +9,10 @@ def start(cache: str = "~/.cache/jaxfast/compiled") -> None:
     """Turn JAX's persistent compilation cache on in the folder `cache` ("" for none) and large pages for a CPU run.
 
     XLA on CPU maps a step's temporary memory anew at each dispatch, and faulting it in by pages of 4 KiB takes longer
-    than the arithmetic: EfficientNet-Lite0 at 96 px, batch 32, jax 0.10.2, two cores: 1.04 s a step, with large pages
-    0.39. glibc reads the setting when a process starts, so the process starts again, once.
+    than the arithmetic: EfficientNet-Lite0 at 96 px, batch 32, jax 0.10.2, on
+    two shared cores: 1.09 s of CPU time a step, with large pages 0.71 (best of two epochs each; wall time, which other jobs
+    disturb, 1.04 s and 0.39 s).
+    glibc reads the setting when a process starts, so the process starts again, once.
     """
     tunable = "glibc.malloc.hugetlb=1"
     given = os.environ.get("GLIBC_TUNABLES", "")
