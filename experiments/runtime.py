@@ -10,8 +10,8 @@ def start(cache: str = "~/.cache/jaxfast/compiled") -> None:
 
     XLA on CPU maps a step's temporary memory anew at each dispatch, and faulting it in by pages of 4 KiB takes longer
     than the arithmetic: EfficientNet-Lite0 at 96 px, batch 32, jax 0.10.2, on
-    two shared cores: 1.09 s of CPU time a step, with large pages 0.71 (best of two epochs each; wall time, which other jobs
-    disturb, 1.04 s and 0.39 s).
+    two shared cores, the better of two epochs: 1.04 s of CPU time a step, with large pages 0.71 (wall time, which other
+    jobs disturb: 1.04 s and 0.39 s).
     glibc reads the setting when a process starts, so the process starts again, once.
     """
     tunable = "glibc.malloc.hugetlb=1"
