@@ -1,5 +1,7 @@
 """The data set of images and targets: one split, decoded in threads."""
 
+import functools
+import multiprocessing
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,17 +11,24 @@ from typing import Any
 
 import numpy as np
 
-from jaxfast.data.images import UnreadableImage, decode, presize
+from jaxfast.data.images import UnreadableImage, read_image
 from jaxfast.messages import first
 
-_THREADS = min(32, os.cpu_count() or 1)
+
+@functools.cache
+def _decoders() -> ThreadPoolExecutor | None:
+    """The threads that decode for all data sets of this process; None in a worker of a data loader (a daemon), which
+    decodes by itself: there are as many workers as there is to do at once."""
+    if multiprocessing.current_process().daemon:
+        return None
+    return ThreadPoolExecutor(min(32, os.cpu_count() or 1), "decode")
 
 
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
     """Images and their targets, one size for all: example i is `items[index[i]]` with `targets[i]`.
 
-    `items` is a sequence of what `decode` takes, or one array of images, and is read from several threads.
+    `items` is a sequence of what `images.decode` takes, or one array of images, and is read from several threads.
     `targets` is int32 (n,) or float32 (n, classes); `size` is (height, width) in pixels.
     """
 
@@ -47,7 +56,7 @@ class ImageDataset:
 
     def load(self, item: Any) -> np.ndarray:
         """Decode and resize one item as this data set does."""
-        return presize(decode(item, self.channels), self.size, self.resize)
+        return read_image(item, self.size, self.resize, self.channels)
 
     def path(self, i: int) -> Path | None:
         """The file of example i, or None where images do not come from files."""
@@ -90,8 +99,8 @@ class ImageDataset:
                 return error
 
         Image.init()  # load Pillow's plugins before the threads do: two at once can miss a format
-        with ThreadPoolExecutor(_THREADS) as pool:
-            yield from pool.map(attempt, indices)
+        pool = _decoders()
+        yield from map(attempt, indices) if pool is None else pool.map(attempt, indices)
 
     def unreadable(self) -> dict[int, str]:
         """Decode every image; which cannot be read, and their names. Shows a progress bar when there are many."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxfast._extras import need
-from jaxfast.messages import first, nearest
+from jaxfast.messages import first, kind, nearest
 
 NUMBER, TEXT, FLAG, TIME, OTHER = "numbers", "text", "booleans", "dates", "objects"
 
@@ -44,8 +44,7 @@ def to_frame(table: Any):
             frame = nw.from_native(interchange.from_dataframe(table), eager_only=True)
         else:
             raise ValueError(
-                f"a {type(table).__name__} is not a table: give a data frame (pandas, polars, pyarrow ...) "
-                "or a dict of columns"
+                f"{kind(table)} is not a table: give a data frame (pandas, polars, pyarrow ...) or a dict of columns"
             )
     names = list(frame.columns)
     strange = [name for name in names if not isinstance(name, str)]

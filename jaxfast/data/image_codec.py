@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxfast.data.images import decode, presize
+from jaxfast.data.images import read_image
 from jaxfast.data.prediction import Prediction
 from jaxfast.messages import first
 
@@ -37,7 +37,7 @@ class ImageCodec:
                 raise ValueError(f"an example needs an entry 'image', this one has {first(list(item))}")
             item = item["image"]
         Image.init()  # load Pillow's plugins before a thread opens a file: two at once can miss a format
-        return {"image": presize(decode(item, self.channels), self.size, self.resize)}
+        return {"image": read_image(item, self.size, self.resize, self.channels)}
 
     def decode(self, probabilities: np.ndarray) -> Prediction:
         """What the probabilities of one item, (classes,), say: the likeliest class, or all above one half."""

@@ -4,11 +4,17 @@ Nothing here is random: the host gives the same bits at every call, and the devi
 """
 
 import os
+from collections.abc import Callable
 from io import BytesIO
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
+
+from jaxfast.data.jpeg import ORIENTATION, decode_jpeg, jpeg_orientation, reduction
+from jaxfast.data.resample import resample
+from jaxfast.messages import kind
 
 RESIZES = ("crop", "pad", "squish")
 """How an image gets another shape: cut at the centre, padded with its reflection, stretched."""
@@ -34,51 +40,83 @@ def decode(item: Any, channels: int = 3) -> UInt8[np.ndarray, "height width chan
     to 8 bits, transparency is dropped as fastai does. Raises UnreadableImage (a ValueError) for what is not a
     whole image, FileNotFoundError, and ValueError for other types, shapes and dtypes.
     """
+    return _read(item, channels, lambda height, width, turned: 1).pixels
+
+
+def read_image(
+    item: Any, size: int | tuple[int, int], resize: str = "crop", channels: int = 3
+) -> UInt8[np.ndarray, "h w channels"]:
+    """`presize(decode(item, channels), size, resize)`, but a JPEG of at least four times the size is not decoded to all
+    of its pixels (`jpeg.reduction`)."""
+    size = pair(size)
+    along = lambda height, width, turned: reduction(height, width, size[::-1] if turned else size, resize)
+    return _presize(*_read(item, channels, along), size, resize)
+
+
+class _Picture(NamedTuple):
+    """Pixels, upright, and the part of them (left, top, right, bottom), in fractions, that is picture."""
+
+    pixels: np.ndarray
+    area: tuple[float, float, float, float]
+
+
+_TURNED = (5, 6, 7, 8)
+"""The orientations whose rows are the columns of the picture."""
+
+
+def _read(item: Any, channels: int, factor: Callable[[int, int, bool], int]) -> _Picture:
+    """An image, a JPEG file at 1 / `factor(height, width, turned)` of its size."""
     from PIL import Image
 
     if isinstance(item, Image.Image):
-        return _decode_picture(item, channels)
+        pixels = _pixels(_eight_bits(item), channels)
+        return _upright(pixels, pixels.shape[:2], item.getexif().get(ORIENTATION))
     if isinstance(item, (str, os.PathLike)):
-        return _decode_file(item, os.fspath(item), channels)
+        return _read_file(item, os.fspath(item), channels, factor)
     if isinstance(item, (bytes, bytearray)):
-        return _decode_file(BytesIO(item), f"of {len(item)} bytes", channels)
+        return _read_file(item, f"of {len(item)} bytes", channels, factor)
     if hasattr(item, "__array__"):
-        return _decode_array(np.asarray(item), channels)
-    kind = type(item).__name__
-    raise ValueError(f"cannot read an image from a {kind}: give a path, bytes, a PIL image or an array")
+        pixels = _decode_array(np.asarray(item), channels)
+        return _upright(pixels, pixels.shape[:2], None)
+    raise ValueError(f"cannot read an image from {kind(item)}: give a path, bytes, a PIL image or an array")
 
 
-def _decode_file(item: Any, name: str, channels: int) -> np.ndarray:
+def _read_file(item: Any, name: str, channels: int, factor: Callable[[int, int, bool], int]) -> _Picture:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(item) as image:
-            return _decode_picture(image, channels)
+        data = item if isinstance(item, (bytes, bytearray)) else Path(item).read_bytes()
+        orientation = jpeg_orientation(data)
+        found = decode_jpeg(data, lambda height, width: factor(height, width, orientation in _TURNED))
+        if found is not None:
+            return _upright(_decode_array(found[0], channels), found[1], orientation)
+        with Image.open(BytesIO(data)) as image:
+            height, width, orientation, by = image.height, image.width, image.getexif().get(ORIENTATION), 1
+            if image.format in ("JPEG", "MPO"):
+                by = factor(height, width, orientation in _TURNED)
+                image.draft(image.mode, (width // by, height // by))
+            return _upright(_pixels(_eight_bits(image), channels), (height / by, width / by), orientation)
     except FileNotFoundError:
         raise FileNotFoundError(f"cannot read image {name}: no such file") from None
+    except IsADirectoryError:
+        raise UnreadableImage(name, "it is a folder, give one of its files") from None
     except UnidentifiedImageError:
         raise UnreadableImage(name, "not an image file that Pillow knows") from None
     except Exception as error:  # a broken file makes Pillow raise nearly anything
         raise UnreadableImage(name, str(error) or type(error).__name__) from error
 
 
-def _decode_picture(image, channels: int) -> np.ndarray:
-    """The pixels of a PIL image, upright."""
+def _upright(pixels: np.ndarray, extent: tuple[float, float], orientation: int | None) -> _Picture:
+    """Stored pixels, of which `extent` rows and columns are picture, turned as the EXIF standard says (tag 274)."""
     # not ImageOps.exif_transpose: that also writes the EXIF block anew, which fails on a damaged one
-    from PIL.Image import Transpose
-
-    orientation = image.getexif().get(0x0112)
-    change = {
-        2: Transpose.FLIP_LEFT_RIGHT,
-        3: Transpose.ROTATE_180,
-        4: Transpose.FLIP_TOP_BOTTOM,
-        5: Transpose.TRANSPOSE,
-        6: Transpose.ROTATE_270,
-        7: Transpose.TRANSVERSE,
-        8: Transpose.ROTATE_90,
-    }.get(orientation)
-    image = _eight_bits(image)
-    return _pixels(image if change is None else image.transpose(change), channels)
+    left, top, (bottom, right) = 0, 0, extent
+    if orientation in _TURNED:
+        pixels, bottom, right = pixels.swapaxes(0, 1), right, bottom
+    if orientation in (3, 4, 7, 8):
+        pixels, top, bottom = pixels[::-1], len(pixels) - bottom, len(pixels)
+    if orientation in (2, 3, 6, 7):
+        pixels, left, right = pixels[:, ::-1], pixels.shape[1] - right, pixels.shape[1]
+    return _Picture(np.ascontiguousarray(pixels), (left, top, right, bottom))
 
 
 def _eight_bits(image):
@@ -149,30 +187,30 @@ def presize(
     >>> presize(np.zeros((20, 30, 3), np.uint8), 10).shape
     (10, 10, 3)
     """
-    from PIL import Image
+    return _presize(image, (0, 0, image.shape[1], image.shape[0]), pair(size), resize)
 
-    height, width = pair(size)
-    old_height, old_width, channels = image.shape
-    if (old_height, old_width) == (height, width):
+
+def _presize(
+    image: np.ndarray, area: tuple[float, float, float, float], size: tuple[int, int], resize: str
+) -> np.ndarray:
+    """`presize` of the part `area` (left, top, right, bottom) of an image."""
+    if resize not in RESIZES:
+        raise ValueError(f"resize={resize!r} is unknown: give one of {', '.join(RESIZES)}")
+    if image.shape[:2] == size:
         return image
-    picture = Image.fromarray(image[..., 0] if channels == 1 else image)
+    (height, width), (left, top, right, bottom) = size, area
+    old_height, old_width = bottom - top, right - left
     if resize == "crop":
         scale = max(height / old_height, width / old_width)
-        top, left = (old_height - height / scale) / 2, (old_width - width / scale) / 2
-        box = (max(left, 0), max(top, 0), min(old_width - left, old_width), min(old_height - top, old_height))
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR, box=box)
-    elif resize == "squish":
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    elif resize == "pad":
-        scale = min(height / old_height, width / old_width)
-        inner = min(height, max(1, round(old_height * scale))), min(width, max(1, round(old_width * scale)))
-        picture = picture.resize(inner[::-1], Image.Resampling.BILINEAR)
-        top, left = ((outer - part) // 2 for outer, part in zip((height, width), inner, strict=True))
-        edges = ((top, height - inner[0] - top), (left, width - inner[1] - left), (0, 0))
-        return np.pad(np.asarray(picture).reshape(*inner, channels), edges, mode="reflect")
-    else:
-        raise ValueError(f"resize={resize!r} is unknown: give one of {', '.join(RESIZES)}")
-    return np.asarray(picture).reshape(height, width, channels)
+        y, x = max((old_height - height / scale) / 2, 0), max((old_width - width / scale) / 2, 0)
+        return resample(image, size, (left + x, top + y, right - x, bottom - y))
+    if resize == "squish":
+        return resample(image, size, area)
+    scale = min(height / old_height, width / old_width)
+    inner = min(height, max(1, round(old_height * scale))), min(width, max(1, round(old_width * scale)))
+    y, x = ((outer - part) // 2 for outer, part in zip(size, inner, strict=True))
+    edges = ((y, height - inner[0] - y), (x, width - inner[1] - x), (0, 0))
+    return np.pad(resample(image, inner, area), edges, mode="reflect")
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxfast.messages import first, nearest
+from jaxfast.messages import check_whole, first, nearest
 
 _KINDS = "a fraction such as 0.2, an index array, a folder name or a list of file names"
 
@@ -30,6 +30,7 @@ def split_indices(
     `names` are paths with forward slashes. Raises ValueError for a `valid` that fits nothing, names an example twice
     or leaves either part empty, and for a file that is in both parts.
     """
+    check_whole("seed", seed, 0)
     if isinstance(valid, (float, np.floating)):
         if not 0 < valid < 1:
             raise ValueError(f"valid={valid}: a fraction lies between 0 and 1, such as 0.2")
@@ -96,7 +97,7 @@ def _by_list(valid: Sequence[Any], n: int, names: Sequence[str] | None) -> np.nd
             raise ValueError(f"valid holds {len(given)} booleans for {n} examples: give one each")
         return np.flatnonzero(given)
     if given.dtype.kind not in "iu":
-        raise ValueError(f"valid holds {given.dtype}, such as {given.ravel()[0]!r}: give {_KINDS}")
+        raise ValueError(f"valid holds {given.dtype}, such as {given.ravel()[0]}: give {_KINDS}")
     wrong = given[(given < 0) | (given >= n)]
     if len(wrong):
         raise ValueError(f"valid holds the index {wrong[0]}, but the {n} examples count from 0 to {n - 1}")

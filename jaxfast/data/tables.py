@@ -142,7 +142,10 @@ def table_data(
         raise ValueError("the table has no rows: give at least two")
     if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r}: give a whole number from 1 on")
-    targets = [target] if isinstance(target, str) else list(target)
+    for what, names in (("categorical", categorical), ("continuous", continuous)):
+        if isinstance(names, str):
+            raise ValueError(f"{what}={names!r}: give a list of columns, {what}=[{names!r}]")
+    targets = [target] if isinstance(target, str) else list(target or ())
     if not targets:
         raise ValueError("target= names no column: give the one to predict")
     frames.check_columns(frame, targets, "target=")
