@@ -1,5 +1,6 @@
 """Step, chunk, finder and loader below the learner: values, work saved by freezing, precision, edges."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,8 +11,9 @@ from small import arrays, data, module
 
 from jaxfast import losses, optim, precision, training
 from jaxfast.data import loader
+from jaxfast.learner import Learner
 from jaxfast.mesh import data_mesh, replicated
-from jaxfast.models import ClassifierHead, ImageClassifier, resnet18
+from jaxfast.models import ClassifierHead, ImageClassifier, resnet, resnet18
 from jaxfast.training.finder import LRFinder
 
 HYPERS = {"lr": np.full(3, 1e-2, np.float32), "momentum": np.float32(0.9), "weight_decay": np.float32(0.01)}
@@ -207,7 +209,7 @@ def test_schedules_as_a_table(steps):
 
 
 def test_chunks_do_not_depend_on_their_cut():
-    """The same 12 steps as 12, 3 + 9 and twelve single dispatches, over an epoch's end: the same numbers bit for bit."""
+    """The same 12 steps as 12, 3 + 9 and twelve dispatches, over an epoch's end: the same numbers bit for bit."""
     task, net = data(n=320), module()
     mesh = data_mesh()
     state = training.create_state(net, [task.train.batch(np.arange(1))["image"]], optim.hyper_adamw, groups=net.groups)
@@ -243,9 +245,9 @@ def test_streamed_batches_are_the_resident_ones():
     task = data(n=320)
     mesh = data_mesh()
     resident, streamed = loader.Resident.put(task.train, 32, mesh), loader.Streamed(task.train, 32, mesh)
-    order = loader.epoch_order(jax.random.key(0), 0, len(task.train))
+    order, epoch = resident.order(jax.random.key(0), 0), streamed.order(jax.random.key(0), 0)
     for start in (0, 1, 2, 5):
-        a, b = resident.piece(resident.place(order), start, 4), streamed.piece(order, start, 4)
+        a, b = resident.piece(order, start, 4), streamed.piece(epoch, start, 4)
         index = np.asarray(a.order)[a.start * 32 : (a.start + 1) * 32]
         assert b.n == 1
         for name in ("image", "target"):
@@ -274,3 +276,65 @@ def test_bf16_keeps_parameters_and_losses_in_fp32(task):
     assert metrics["loss"].dtype == jnp.float32
     jaxpr = str(jax.make_jaxpr(functools.partial(half.apply, train=False))(state.variables, batch["image"]))
     assert "bf16" in jaxpr
+
+
+def test_a_batch_in_parts_is_a_batch_in_more_groups(task):
+    """Two parts of 4 groups are the gradient of 8 groups at once: no number of the batch meets another one's."""
+    net, state, batch = task
+    net = ImageClassifier(net.body, net.head.clone(dropout=0.0), mean=net.mean, std=net.std)
+    part = training.trainable(state.params, net.groups)
+    hypers = HYPERS | {"momentum": np.float32(0.0)}
+    state = state.replace(opt_state=training.fresh_opt_state(optim.hyper_sgd, part, state.params))
+
+    def after(**options):
+        step = training.make_step(net, losses.cross_entropy, optim.hyper_sgd, part, **options)
+        return jax.jit(step)(state, batch, hypers)
+
+    parts, metrics = after(accumulate=2, norm_groups=4)
+    whole, expected = after(norm_groups=8)
+    assert float(metrics["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-5)
+    for a, b in zip(jax.tree.leaves(parts.params), jax.tree.leaves(whole.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    other, _ = after(norm_groups=4)
+    kernel = lambda state: state.params["body"]["stem"]["conv"]["kernel"]
+    assert abs(kernel(other) - kernel(parts)).max() > 1e-5
+
+
+def test_a_batch_that_parts_do_not_divide(task):
+    net, state, batch = task
+    part = training.trainable(state.params, net.groups)
+    step = training.make_step(net, losses.cross_entropy, optim.hyper_adamw, part, accumulate=3, norm_groups=4)
+    with pytest.raises(ValueError, match="a batch of 32 does not split into accumulate=3 parts of 4 groups"):
+        jax.eval_shape(step, state, batch, HYPERS)
+
+
+def test_a_sharded_state_takes_its_share_of_memory():
+    mesh = data_mesh()
+    net = ImageClassifier(resnet18(), ClassifierHead(3), mean=(127.0,) * 3, std=(64.0,) * 3)
+    example = [np.zeros((1, 32, 32, 3), np.uint8)]
+    whole, split = (
+        training.create_state(net, example, optim.hyper_adamw, groups=net.groups, mesh=mesh, shard=shard)
+        for shard in (False, True)
+    )
+    held = lambda state: sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state.opt_state))
+    assert held(split) < held(whole) / 7  # an eighth, and what is too small to split
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(split.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+def test_bf16_reaches_the_accuracy_of_fp32(outside_data):
+    """On 4,000 images of CIFAR-10, within the noise of 1,000 test images (two standard errors of a difference)."""
+    from experiments import one_cycle
+
+    config = dataclasses.replace(one_cycle.DEFAULT, images=4000, test_images=1000, epochs=3)
+    task = one_cycle.cifar(config, outside_data("cifar10.npz"), search=False)
+    reached = {}
+    for kind in ("fp32", "bf16"):
+        body = resnet.ResNet((1, 1, 1), resnet.BasicBlock, width=8, small_stem=True)
+        net = ImageClassifier(body, ClassifierHead(10, hidden=()), mean=(127.0,) * 3, std=(64.0,) * 3)
+        learn = Learner(task, net, loss=losses.cross_entropy, metrics=["accuracy"], precision=kind, quiet=True)
+        learn.fit_one_cycle(3, 1e-2)
+        reached[kind] = learn.validate()["accuracy"]
+    assert reached["fp32"] > 0.35
+    assert reached["bf16"] > reached["fp32"] - 2 * np.sqrt(2 * 0.25 / 1000)

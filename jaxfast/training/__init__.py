@@ -2,7 +2,8 @@
 
 from jaxfast.data.loader import epoch_order
 from jaxfast.training import recipes
-from jaxfast.training.checkpoint import load_state, read_about, save_state
+from jaxfast.training.checkpoint import fingerprint, load_state, read_about, save_state
+from jaxfast.training.checkpoints import Checkpoints
 from jaxfast.training.finder import LRFinder, lr_find
 from jaxfast.training.fit import fit_epochs
 from jaxfast.training.history import History, SmoothLoss, smooth
@@ -17,16 +18,19 @@ from jaxfast.training.loop import (
     make_evaluation,
     run,
 )
+from jaxfast.training.preemption import Preempted
 from jaxfast.training.programs import Programs
 from jaxfast.training.state import Trainable, TrainState, create_state, fresh_opt_state, key_for, trainable
-from jaxfast.training.step import make_evaluate, make_forward, make_step
+from jaxfast.training.step import make_carried, make_evaluate, make_forward, make_step
 from jaxfast.training.summary import Summary, summarize
 
 __all__ = [
     "CAPACITY",
+    "Checkpoints",
     "History",
     "LRFinder",
     "Pace",
+    "Preempted",
     "Programs",
     "Rows",
     "RunProgress",
@@ -36,6 +40,7 @@ __all__ = [
     "Trainable",
     "create_state",
     "epoch_order",
+    "fingerprint",
     "evaluate_all",
     "fit_epochs",
     "fresh_opt_state",
@@ -43,6 +48,7 @@ __all__ = [
     "key_for",
     "load_state",
     "lr_find",
+    "make_carried",
     "make_chunk",
     "make_evaluate",
     "make_evaluation",

@@ -1,20 +1,33 @@
-"""A training state on disk, through orbax: saved whole, restored onto any devices."""
+"""A training state on disk, through orbax: saved whole, restored onto any devices, checked bit by bit."""
 
+import contextlib
+import gc
+import logging
+import zlib
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array
 
 from jaxfast.training.state import TrainState
 
+METADATA = "_CHECKPOINT_METADATA"
+"""The file that orbax leaves in a whole checkpoint."""
+
 
 def save_state(path: str | Path, state: TrainState, about: dict) -> None:
-    """Write `state` and the JSON-able `about` into the folder `path`, replacing a checkpoint that is there; atomic."""
+    """Write `state` and the JSON-able `about` into the folder `path`, replacing a checkpoint that is there; atomic.
+
+    FileExistsError where something else is there.
+    """
     from orbax.checkpoint import v1 as ocp
 
-    import jaxfast
-
-    about = {"jaxfast": jaxfast.__version__, **about}
-    ocp.save(_absolute(path), _plain(state), overwrite=True, custom_metadata=about)
+    target = Path(absolute(path))
+    if target.is_file() or target.is_dir() and any(target.iterdir()) and not (target / METADATA).exists():
+        raise FileExistsError(f"{path} holds something else than a checkpoint, which saving would remove: name another")
+    tree = plain(state)
+    ocp.save(absolute(path), tree, overwrite=True, custom_metadata=described(tree) | about)
 
 
 def read_about(path: str | Path) -> dict:
@@ -22,11 +35,11 @@ def read_about(path: str | Path) -> dict:
     damaged."""
     from orbax.checkpoint import v1 as ocp
 
-    path = _absolute(path)
-    if not Path(path).exists():
-        raise FileNotFoundError(f"no checkpoint at {path}")
+    path = absolute(path)
+    if "://" not in path and not Path(path).exists():
+        raise FileNotFoundError(f"no checkpoint at {path}: give the folder that learn.save wrote")
     try:
-        about = ocp.metadata(path).custom_metadata or {}
+        about = ocp.checkpointables_metadata(path).custom_metadata or {}
     except (ValueError, KeyError, OSError) as error:
         raise ValueError(f"{path} is not a checkpoint, or its writing was cut off: load another") from error
     if "jaxfast" not in about:
@@ -37,32 +50,99 @@ def read_about(path: str | Path) -> dict:
 def load_state(path: str | Path, like: TrainState) -> TrainState:
     """The state saved at `path`, with the structure, types and device placement of `like`.
 
-    ValueError where the saved arrays do not have that structure: another architecture, number of classes or frozen
-    part.
+    ValueError where the saved arrays do not have that structure (another architecture, number of classes or frozen
+    part), or are damaged: their bits are compared with the fingerprint taken when they were saved.
     """
     from orbax.checkpoint import v1 as ocp
 
-    read_about(path)
-    wanted = _plain(like)
+    about, wanted = read_about(path), plain(like)
+    if about["structure"] != structure(wanted):
+        raise ValueError(
+            f"the checkpoint {path} does not fit: it holds {about['arrays']} arrays, the state {len(wanted)} or arrays "
+            "of other names and shapes; load it with the model, number of classes and frozen part that it was saved of"
+        )
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), wanted)
-    try:
-        tree = ocp.load(_absolute(path), abstract)
-    except (ValueError, KeyError, FileNotFoundError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"the checkpoint {path} does not fit this learner, or is damaged: {reason}") from error
+    reason = None
+    with _muted("absl", "asyncio"):
+        try:
+            tree = ocp.load(absolute(path), abstract)
+        except Exception as error:  # orbax and its storage raise many kinds for a damaged file
+            reason = " ".join(str(error).split())[:120]
+        if reason:
+            gc.collect()  # tasks that failed with it report when they go: hundreds of lines
+            raise ValueError(f"the checkpoint {path} is damaged: {reason}")
+    if fingerprint(tree) != about["fingerprint"]:
+        raise ValueError(f"the checkpoint {path} is damaged: its numbers are not those that were saved")
     state = jax.tree.unflatten(jax.tree.structure(_keyless(like)), [tree[name] for name in wanted])
     return state.replace(key=jax.random.wrap_key_data(state.key))
+
+
+@contextlib.contextmanager
+def _muted(*loggers: str):
+    """Within the block these loggers pass on nothing."""
+    before = [logging.getLogger(name).disabled for name in loggers]
+    for name in loggers:
+        logging.getLogger(name).disabled = True
+    try:
+        yield
+    finally:
+        for name, disabled in zip(loggers, before, strict=True):
+            logging.getLogger(name).disabled = disabled
+
+
+def fingerprint(tree) -> str:
+    """Eight hexadecimal digits of all bits of a tree of arrays, the same wherever and however it is laid out.
+
+    Two runs that end with the same fingerprint of `state.params` computed the same numbers.
+    """
+    return f"{int(_checksum(tree)):08x}"
+
+
+@jax.jit
+def _checksum(tree) -> Array:
+    # Sums of integers modulo 2**32 do not depend on their order, nor on which device holds what.
+    total = jnp.uint32(0)
+    for number, leaf in enumerate(jax.tree.leaves(tree)):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        kind = leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf
+        words = jax.lax.bitcast_convert_type(kind, jnp.dtype(f"uint{8 * min(kind.dtype.itemsize, 4)}")).reshape(-1)
+        place = jax.lax.iota(jnp.uint32, words.size)
+        # Odd factors by place: words that change places change the sum.
+        total = total * jnp.uint32(16777619) + ((2 * place + 2 * number + 1) * words.astype(jnp.uint32)).sum(
+            dtype=jnp.uint32
+        )
+    return total
+
+
+def described(tree: dict) -> dict:
+    """What `load_state` checks a checkpoint of `tree` by."""
+    import jaxfast
+
+    return {
+        "jaxfast": jaxfast.__version__,
+        "arrays": len(tree),
+        "structure": structure(tree),
+        "fingerprint": fingerprint(tree),
+    }
+
+
+def structure(tree: dict) -> str:
+    """A checksum of the names, shapes and types of a tree of arrays."""
+    text = str([(name, x.shape, str(x.dtype)) for name, x in sorted(tree.items())])
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
+def plain(state: TrainState) -> dict:
+    """Leaves by path: a checkpoint names no class of optax or of this library."""
+    paths = jax.tree_util.tree_flatten_with_path(_keyless(state))[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
 
 
 def _keyless(state: TrainState) -> TrainState:
     return state.replace(key=jax.random.key_data(state.key))
 
 
-def _plain(state: TrainState) -> dict:
-    """Leaves by path: a checkpoint names no class of optax or of this library."""
-    paths = jax.tree_util.tree_flatten_with_path(_keyless(state))[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
-
-
-def _absolute(path: str | Path) -> str:
+def absolute(path: str | Path) -> str:
+    """`path` as orbax wants it: from the root, or a URL such as gs://bucket/run."""
     return str(path) if "://" in str(path) else str(Path(path).resolve())

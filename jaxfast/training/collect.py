@@ -7,30 +7,33 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxfast.data.loader import Padded
-from jaxfast.mesh import constrain_rows
+from jaxfast.mesh import constrain_rows, to_host
 
 
 def make_collection(forward: Callable, sums_of: Callable, batch_size: int, mesh: Mesh) -> Callable:
-    """The compiled function `collection(variables, data) -> (sums, outputs)` for padded `data` of one or many batches.
+    """The compiled function `collection(variables, data) -> (sums, outputs, carry)` for padded `data` of one or many
+    batches.
 
-    `forward(variables, batch) -> outputs`; `sums_of(outputs, batch)` gives the sums of one batch; `outputs` has all
-    rows.
+    `forward(variables, batch) -> (outputs, carry)` is `make_carried`'s; `sums_of(outputs, batch)` gives the sums of one
+    batch; `outputs` has all rows.
     """
 
     @jax.jit
     def collection(variables, data):
-        def one(batch):
+        def one(carry, batch):
             batch = constrain_rows(batch, mesh)
-            outputs = forward(variables, batch)
-            return sums_of(outputs, batch), outputs
+            outputs, carry = forward(variables | carry, batch)
+            return carry, (sums_of(outputs, batch), outputs)
 
         rows = len(data["mask"])
+        carry = {name: variables[name] for name in ("carry",) if name in variables}
         if rows == batch_size:
-            return one(data)
+            carry, (sums, outputs) = one(carry, data)
+            return sums, outputs, carry
         batches = jax.tree.map(lambda x: x.reshape(rows // batch_size, batch_size, *x.shape[1:]), data)
-        sums, outputs = jax.lax.map(one, batches)
+        carry, (sums, outputs) = jax.lax.scan(one, carry, batches)
         outputs = outputs.reshape(rows, *outputs.shape[2:])
-        return jax.tree.map(lambda x: x.sum(0, dtype=x.dtype), sums), outputs
+        return jax.tree.map(lambda x: x.sum(0, dtype=x.dtype), sums), outputs, carry
 
     return collection
 
@@ -41,12 +44,19 @@ def collect(
     """(sums, outputs, targets) of a whole data set on the host, padded rows left out of all three."""
     batches = [data.data] if isinstance(data, Padded) else data
     sums, parts = None, []
-    for batch_sums, outputs, batch in _one_ahead((*collection(variables, batch), batch) for batch in batches):
+    for batch_sums, outputs, batch in _one_ahead(_collected(collection, variables, batches)):
         sums = batch_sums if sums is None else jax.tree.map(jax.numpy.add, sums, batch_sums)
-        outputs, target, mask = jax.device_get((outputs, batch["target"], batch["mask"]))
+        outputs, target, mask = to_host((outputs, batch["target"], batch["mask"]))
         parts.append((outputs[mask], target[mask]))
     outputs, targets = (np.concatenate(column) for column in zip(*parts, strict=True))
     return jax.device_get(sums), outputs, targets
+
+
+def _collected(collection: Callable, variables: dict, batches: Iterable[dict]) -> Iterator:
+    for batch in batches:
+        sums, outputs, carry = collection(variables, batch)
+        variables = variables | carry
+        yield sums, outputs, batch
 
 
 def _one_ahead(results: Iterable) -> Iterator:

@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from jaxfast.data.loader import Resident, Streamed
+from jaxfast.training.checkpoints import Checkpoints
 from jaxfast.training.history import History, SmoothLoss
 from jaxfast.training.loop import Pace, Rows, RunProgress, run
+from jaxfast.training.preemption import Preempted, Preemption
 from jaxfast.training.progress import Progress
-from jaxfast.training.recipes import AfterEpoch
+from jaxfast.training.recipes import AfterEpoch, Verdict, keep_best
+from jaxfast.training.resume import resume
 from jaxfast.training.state import TrainState
 
 
@@ -24,6 +27,8 @@ def fit_epochs(
     metrics: Sequence[str],
     history: History,
     after_epoch: Sequence[AfterEpoch] = (),
+    checkpoints: Checkpoints | None = None,
+    about: dict | None = None,
     pace: Pace | None = None,
     quiet: bool = False,
 ) -> Iterator[TrainState]:
@@ -31,38 +36,91 @@ def fit_epochs(
     holds a good state when a fit is interrupted.
 
     `validate(variables)` gives {"loss": ..., and each of `metrics`}; `history` is added to. The recipes in
-    `after_epoch` are called in order after each epoch. FloatingPointError, naming step and rate, when a loss or
-    update is not finite; the state yielded last is the one before it.
+    `after_epoch` are called in order after each epoch. With `checkpoints`, the fit goes on from the newest one where
+    that is its own (`resume`), and saves `about` beside each. FloatingPointError, naming step and rate, when a loss or
+    update is not finite; the state yielded last is the one before it. `Preempted` (the process ends) when the state is
+    saved after SIGTERM or a preemption notice. ValueError for `keep_best`, which remembers in memory, together with
+    checkpoints.
     """
-    steps, smooth = len(rows["momentum"]) // epochs, SmoothLoss()
-    with Progress(("train_loss", "valid_loss", *metrics), epochs, steps, quiet=quiet) as progress:
-        for epoch in range(epochs):
-            start, train_loss = time.perf_counter(), float("nan")
-            part = {name: values[epoch * steps : (epoch + 1) * steps] for name, values in rows.items()}
-            for piece in run(state, chunk, feed, part, pace):
-                state = piece.state
-                yield state
-                if piece.halted:
-                    raise _fault(piece, part, len(history.losses))
-                done = slice(piece.first, piece.first + len(piece.losses))
-                history.add_steps(piece.losses, part["lr"][done], part["momentum"][done])
-                for loss in piece.losses:
-                    train_loss = smooth.update(loss)
-                progress.step(done.stop, train_loss)
+    total, first, done, ended, verdict = len(rows["momentum"]), int(state.step), 0, 0, Verdict()
+    steps, smooth, train_loss = total // epochs, SmoothLoss(), float("nan")
+    columns = ("train_loss", "valid_loss", *metrics)
+    if checkpoints is not None:
+        if checkpoints.keep_best not in (None, *columns):
+            raise ValueError(f"keep_best={checkpoints.keep_best!r} is not among the metrics {', '.join(columns)}")
+        if any(isinstance(recipe, keep_best) for recipe in after_epoch):
+            raise ValueError("keep_best() forgets at a restart: give Checkpoints(..., keep_best=metric) instead")
+        state, done, ended = resume(checkpoints, state, history, total)
+        yield state
+        if done and not quiet:
+            print(f"going on from step {first + done} of {checkpoints.folder}")
+        if checkpoints.passed_over and done == total:
+            return
+        begun = len(history) - ended
+        about = (about or {}) | {"fit": {"first": first, "steps": total, "begun": begun}}
+        for loss in history.losses[len(history.losses) - done :]:
+            train_loss = smooth.update(loss)
+        replayed = [recipe for recipe in after_epoch if getattr(recipe, "replayed", False)]
+        for number in range(begun, len(history)):
+            rows, verdict = _judge(replayed, number, history.epochs[number], None, rows)
+
+    saved = first + done
+    with (
+        Progress(columns, epochs, steps, quiet=quiet) as progress,
+        Preemption(checkpoints is not None) as preemption,
+    ):
+        while ended < epochs and not verdict.stop:
+            start, epoch_end = time.perf_counter(), (ended + 1) * steps
+            while done < epoch_end and not preemption.told:
+                until = epoch_end
+                if checkpoints is not None:
+                    until = min(epoch_end, checkpoints.next_after(first + done) - first)
+                part = {name: values[done:until] for name, values in rows.items()}
+                for piece in run(state, chunk, feed, part, pace, preemption.noticed):
+                    state = piece.state
+                    yield state
+                    if piece.halted:
+                        raise _fault(piece, part, len(history.losses))
+                    seen = slice(piece.first, piece.first + len(piece.losses))
+                    history.add_steps(piece.losses, part["lr"][seen], part["momentum"][seen])
+                    for loss in piece.losses:
+                        train_loss = smooth.update(loss)
+                    done += len(piece.losses)
+                    progress.step(done - ended * steps, train_loss)
+                if checkpoints is not None and first + done > saved and (done < epoch_end or preemption.told):
+                    checkpoints.save(state, history, about)
+                    saved = first + done
+            if preemption.told:
+                break
+            train_seconds = time.perf_counter() - start
             results = validate(state.variables)
             seconds = time.perf_counter() - start
             values = {"train_loss": train_loss, "valid_loss": results.pop("loss"), **results}
-            history.add_epoch(values, seconds)
+            history.add_epoch(values, seconds, train_seconds)
             progress.end_epoch(values, seconds)
-            verdicts = [verdict for recipe in after_epoch if (verdict := recipe(len(history) - 1, values, state))]
-            for verdict in verdicts:
-                rows = rows | {"lr": rows["lr"] * np.float32(verdict.lr_scale)}
-            if any(verdict.stop for verdict in verdicts):
-                break
+            ended += 1
+            rows, verdict = _judge(after_epoch, len(history) - 1, values, state, rows)
+            if checkpoints is not None:
+                checkpoints.save(state, history, about, values)
+                saved = first + done
+    if checkpoints is not None:
+        checkpoints.wait()
+        if preemption.told:
+            raise Preempted(checkpoints.folder)
     for recipe in after_epoch:
         if hasattr(recipe, "finish"):
             state = recipe.finish(state)
     yield state
+
+
+def _judge(
+    recipes: Sequence[AfterEpoch], epoch: int, values: dict, state: TrainState | None, rows: Rows
+) -> tuple[Rows, Verdict]:
+    """What the recipes make of an epoch: the rows with rates scaled, and whether one of them ends the fit."""
+    verdicts = [verdict for recipe in recipes if (verdict := recipe(epoch, values, state))]
+    for verdict in verdicts:
+        rows = rows | {"lr": rows["lr"] * np.float32(verdict.lr_scale)}
+    return rows, Verdict(stop=any(verdict.stop for verdict in verdicts))
 
 
 def _fault(piece: RunProgress, rows: Rows, steps_before: int) -> FloatingPointError:

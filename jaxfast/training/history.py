@@ -32,10 +32,10 @@ def smooth(losses: np.ndarray, beta: float = 0.98) -> np.ndarray:
 
 @dataclasses.dataclass
 class History:
-    """`epochs`: a dict per epoch (epoch, train_loss, valid_loss, metrics, seconds, step); `losses`, `lrs`,
-    `momentums`: per step.
+    """`epochs`: a dict per epoch (epoch, train_loss, valid_loss, metrics, seconds, train_seconds, step); `losses`,
+    `lrs`, `momentums`: per step.
 
-    `train_loss` is the smoothed loss (beta .98, as fastai shows it) at the end of the epoch.
+    `train_seconds` are `seconds` without validation. `train_loss` is the smoothed loss (beta .98, as fastai shows it) at the end of the epoch.
     """
 
     epochs: list[dict] = dataclasses.field(default_factory=list)
@@ -48,8 +48,9 @@ class History:
         self.lrs.extend(lrs)
         self.momentums.extend(np.asarray(momentums, float).tolist())
 
-    def add_epoch(self, values: dict[str, float], seconds: float) -> None:
-        self.epochs.append({"epoch": len(self.epochs), **values, "seconds": seconds, "step": len(self.losses)})
+    def add_epoch(self, values: dict[str, float], seconds: float, train_seconds: float) -> None:
+        times = {"seconds": seconds, "train_seconds": train_seconds}
+        self.epochs.append({"epoch": len(self.epochs), **values, **times, "step": len(self.losses)})
 
     def plot(self):
         """A figure of the training loss of every step and the validation loss of every epoch."""
@@ -63,7 +64,7 @@ class History:
         """A figure of each metric per epoch."""
         from jaxfast import plot
 
-        known = ("epoch", "train_loss", "valid_loss", "seconds", "step")
+        known = ("epoch", "train_loss", "valid_loss", "seconds", "train_seconds", "step")
         names = [name for name in (self.epochs[0] if self.epochs else ()) if name not in known]
         return plot.metrics({name: [epoch[name] for epoch in self.epochs] for name in names})
 
@@ -79,7 +80,7 @@ class History:
     def __repr__(self) -> str:
         if not self.epochs:
             return "History(no epoch yet)"
-        names = [name for name in self.epochs[-1] if name != "step"]
+        names = [name for name in self.epochs[-1] if name not in ("train_seconds", "step")]
         rows = [names] + [[_shown(epoch.get(name)) for name in names] for epoch in self.epochs]
         widths = [max(len(row[i]) for row in rows) for i in range(len(names))]
         return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)

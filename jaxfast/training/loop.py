@@ -12,8 +12,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jaxfast.data.loader import Padded, Resident, Streamed, epoch_order
-from jaxfast.mesh import constrain_rows, replicated
+from jaxfast.data.loader import Padded, Resident, Streamed
+from jaxfast.mesh import agreed, constrain_rows, place, replicated, state_sharding
 from jaxfast.training.state import TrainState
 from jaxfast.training.step import Step
 
@@ -44,18 +44,19 @@ def _column(value: optax.ScalarOrSchedule, steps: int) -> np.ndarray:
     return np.concatenate(values)[:steps].astype(np.float32)
 
 
-def make_chunk(step: Step, batch_size: int, mesh: Mesh, *, resident: bool, capacity: int = CAPACITY) -> Callable:
+def make_chunk(
+    step: Step, batch_size: int, mesh: Mesh, *, resident: bool, shard: bool = False, capacity: int = CAPACITY
+) -> Callable:
     """The compiled function `chunk(state, data, order, start, n, rows, halted) -> (state, losses, done, halted)`.
 
     Runs the `n` <= `capacity` batches `order[(start + i) * batch_size :][:batch_size]` of `data` with the
     hyper-parameters `rows[i]`; with `resident=False`, `data` is itself the one batch. `state` is donated. `losses`
     has shape (capacity,), the first `done` of them are of steps that ran. A step that is not finite ends the chunk;
     with `halted` true at the start no step runs, so that chunks can be dispatched before the losses of the one before
-    are looked at.
+    are looked at. `shard`: the state is split over the devices (`mesh.state_sharding`).
     """
 
-    # The sharding of the results is that of the arguments, or the second call would compile again.
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=replicated(mesh))
+    @functools.partial(jax.jit, donate_argnums=0)
     def chunk(state, data, order, start, n, rows, halted):
         def body(carry):
             i, state, losses, _ = carry
@@ -71,23 +72,35 @@ def make_chunk(step: Step, batch_size: int, mesh: Mesh, *, resident: bool, capac
         losses = jnp.zeros((capacity,), jnp.float32)
         carry = jnp.int32(0), state, losses, halted
         done, state, losses, halted = jax.lax.while_loop(lambda c: (c[0] < n) & ~c[3], body, carry)
-        return state, losses, done, halted
+        # The sharding of the results is that of the arguments, or the second call would compile again.
+        results = state, losses, done, halted
+        return jax.lax.with_sharding_constraint(
+            results, (state_sharding(state, mesh, shard=shard), *[replicated(mesh)] * 3)
+        )
 
     return chunk
 
 
 def make_evaluation(evaluate: Callable, batch_size: int, mesh: Mesh, *, resident: bool) -> Callable:
-    """The compiled function `evaluation(variables, data, batches) -> sums` over all batches of padded `data`."""
+    """The compiled function `evaluation(variables, data, batches) -> (sums, carry)` over all batches of padded `data`.
+
+    What a recurrent module carries goes from batch to batch, and on to the next call by `variables | carry`.
+    """
 
     @jax.jit
     def evaluation(variables, data, batches):
-        def one(i):
+        def one(i, carry):
             rows = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * batch_size, batch_size), data)
-            return evaluate(variables, constrain_rows(rows if resident else data, mesh))
+            return evaluate(variables | carry, constrain_rows(rows if resident else data, mesh))
 
-        sums = jax.eval_shape(one, jax.ShapeDtypeStruct((), jnp.int32))
+        def add(i, total):
+            sums, carry = total
+            new, carry = one(i, carry)
+            return jax.tree.map(jnp.add, sums, new), carry
+
+        sums, carry = jax.eval_shape(one, jax.ShapeDtypeStruct((), jnp.int32), {})
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums)
-        return jax.lax.fori_loop(0, batches, lambda i, sums: jax.tree.map(jnp.add, sums, one(i)), zeros)
+        return jax.lax.fori_loop(0, batches, add, (zeros, {name: variables[name] for name in carry}))
 
     return evaluation
 
@@ -103,36 +116,53 @@ class RunProgress(NamedTuple):
 
 @dataclasses.dataclass
 class Pace:
-    """How many steps make about `seconds` of work, learnt from the dispatches before; 1 at first."""
+    """How many steps make about `seconds` of work, learnt from the dispatches before; 1 at first.
+
+    The processes of one job must dispatch alike: they take process 0's measurements, and only the first `rounds`.
+    """
 
     seconds: float = 1.0
     steps: int = 1
+    rounds: int = 8
 
     def learn(self, steps: int, seconds: float) -> None:
+        if jax.process_count() > 1:
+            if not self.rounds:
+                return
+            self.rounds -= 1
+            seconds = agreed(seconds)
         wanted = int(steps * self.seconds / max(seconds, 1e-4))
         self.steps = min(max(wanted, 1), 4 * self.steps, CAPACITY)
 
 
 def run(
-    state: TrainState, chunk: Callable, feed: Resident | Streamed, rows: Rows, pace: Pace | None = None
+    state: TrainState,
+    chunk: Callable,
+    feed: Resident | Streamed,
+    rows: Rows,
+    pace: Pace | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[RunProgress]:
     """Train for one step per row of `rows`, yielding after each dispatch; `state` is donated to the first one.
 
     A piece is dispatched before the losses of the one before are fetched, so that the device never waits for the host;
     how many steps it holds is `pace`'s to say, and it does not cross an epoch of the data.
-    A step whose loss or update is not finite ends the run: `halted`, with the state before that step.
+    A step whose loss or update is not finite ends the run: `halted`, with the state before that step. `stop` is asked
+    before each dispatch; once it says so, the run ends with what was dispatched.
     """
     pace = pace or Pace()
     total, done = len(rows["momentum"]), 0
     per_epoch = feed.examples // feed.batch_size
     step, epoch, order = int(state.step), None, None
-    halted, waiting = jax.device_put(False, state.step.sharding), []
+    halted, waiting = place(np.bool_(False), state.step.sharding), []
     clock = time.perf_counter()
     while done < total or waiting:
+        if done < total and stop():
+            total = done
         if done < total:
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
-                order = feed.place(epoch_order(state.key, epoch, feed.examples))
+                order = feed.order(state.key, epoch)
             piece = feed.piece(order, step % per_epoch, min(pace.steps, total - done))
             table = {name: _pad(values[done : done + piece.n]) for name, values in rows.items()}
             state, losses, ran, halted = chunk(
@@ -140,7 +170,7 @@ def run(
             )
             waiting.append((done, losses, ran, halted))
             done, step = done + piece.n, step + piece.n
-        if len(waiting) > 1 or done == total:
+        if waiting and (len(waiting) > 1 or done == total):
             first, losses, ran, stopped = waiting.pop(0)
             losses, stopped = np.asarray(losses)[: int(ran)], bool(stopped)
             now = time.perf_counter()
@@ -158,9 +188,10 @@ def _pad(values: np.ndarray) -> np.ndarray:
 def evaluate_all(evaluation: Callable, variables: dict, data: Padded | Iterator) -> dict:
     """The sums of a whole validation set, on the host."""
     if isinstance(data, Padded):
-        return jax.device_get(evaluation(variables, data.data, np.int32(data.batches)))
+        return jax.device_get(evaluation(variables, data.data, np.int32(data.batches))[0])
     sums = None
     for batch in data:
-        batch_sums = evaluation(variables, batch, np.int32(1))
+        batch_sums, carry = evaluation(variables, batch, np.int32(1))
+        variables = variables | carry
         sums = batch_sums if sums is None else jax.tree.map(jnp.add, sums, batch_sums)
     return jax.device_get(sums)

@@ -11,12 +11,14 @@ from jax.sharding import Mesh
 
 from jaxfast.data.loader import Padded, padded_batches
 from jaxfast.losses import Loss, activation_of
+from jaxfast.mesh import to_host
 from jaxfast.metrics import HostMetric, Metric
 from jaxfast.mix import unmixed
+from jaxfast.training.check import check_dataset
 from jaxfast.training.collect import collect, make_collection
 from jaxfast.training.loop import evaluate_all, make_chunk, make_evaluation
 from jaxfast.training.state import Trainable
-from jaxfast.training.step import make_evaluate, make_forward, make_step, make_sums
+from jaxfast.training.step import Step, make_carried, make_evaluate, make_forward, make_step, make_sums
 from jaxfast.training.tta import make_tta, tta
 
 
@@ -35,23 +37,32 @@ class Programs:
     mesh: Mesh
     norm_groups: int
     resident: bool
+    accumulate: int = 1
+    shard: bool = False
     _chunks: dict = dataclasses.field(default_factory=dict)
 
     def chunk(self, part: Trainable) -> Callable:
         """The training program (`make_chunk`) for one choice of trained parameters."""
         key = part.paths, part.frozen, part.train_norm
         if key not in self._chunks:
-            step = make_step(
-                self.module,
-                self.loss,
-                self.optimizer,
-                part,
-                inputs=self.data.inputs,
-                augment=self.data.augment,
-                norm_groups=self.norm_groups,
+            self._chunks[key] = make_chunk(
+                self.step(part), self.data.batch_size, self.mesh, resident=self.resident, shard=self.shard
             )
-            self._chunks[key] = make_chunk(step, self.data.batch_size, self.mesh, resident=self.resident)
         return self._chunks[key]
+
+    def step(self, part: Trainable) -> Step:
+        """The training step (`make_step`) for one choice of trained parameters, not compiled."""
+        return make_step(
+            self.module,
+            self.loss,
+            self.optimizer,
+            part,
+            inputs=self.data.inputs,
+            augment=self.data.augment,
+            norm_groups=self.norm_groups,
+            accumulate=self.accumulate,
+            shard=self.mesh if self.shard else None,
+        )
 
     def validate(self, variables: dict, data: Padded | Sequence) -> dict[str, float]:
         """The loss and metrics over padded arrays on the device, or over a data set that is read batch by batch."""
@@ -77,8 +88,9 @@ class Programs:
         """(predictions, targets, losses) of every example, on the host; predictions are activated outputs."""
         parts = []
         for batch in self._batches(dataset):
-            predictions, losses = self._predict_with_losses(variables, batch)
-            *arrays, mask = jax.device_get((predictions, batch["target"], losses, batch["mask"]))
+            predictions, losses, carry = self._predict_with_losses(variables, batch)
+            variables = variables | carry
+            *arrays, mask = to_host((predictions, batch["target"], losses, batch["mask"]))
             parts.append([array[mask] for array in arrays])
         return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
@@ -92,6 +104,7 @@ class Programs:
         return jax.jit(lambda variables, batch: self._activation(self._forward(variables, batch)))
 
     def _batches(self, dataset: Sequence):
+        check_dataset(dataset)
         return padded_batches(dataset, self.data.batch_size, self.mesh)
 
     @cached_property
@@ -103,13 +116,17 @@ class Programs:
         return make_forward(self.module, self.data.inputs, self.data.prepare)
 
     @cached_property
+    def _carried(self) -> Callable:
+        return make_carried(self.module, self.data.inputs, self.data.prepare)
+
+    @cached_property
     def _evaluation(self) -> Callable:
-        evaluate = make_evaluate(self._forward, self.loss, self.metrics)
+        evaluate = make_evaluate(self._carried, self.loss, self.metrics)
         return make_evaluation(evaluate, self.data.batch_size, self.mesh, resident=True)
 
     @cached_property
     def _evaluation_of_batch(self) -> Callable:
-        evaluate = make_evaluate(self._forward, self.loss, self.metrics)
+        evaluate = make_evaluate(self._carried, self.loss, self.metrics)
         return make_evaluation(evaluate, self.data.batch_size, self.mesh, resident=False)
 
     def _collected(self, variables: dict, data: Padded | Sequence):
@@ -117,7 +134,7 @@ class Programs:
 
     @cached_property
     def _collection(self) -> Callable:
-        return make_collection(self._forward, make_sums(self.loss, self.metrics), self.data.batch_size, self.mesh)
+        return make_collection(self._carried, make_sums(self.loss, self.metrics), self.data.batch_size, self.mesh)
 
     @cached_property
     def _tta(self) -> Callable:
@@ -131,7 +148,7 @@ class Programs:
     @cached_property
     def _predict_with_losses(self) -> Callable:
         def outputs(variables, batch):
-            raw = self._forward(variables, batch)
-            return self._activation(raw), self.loss(raw, batch["target"])
+            raw, carry = self._carried(variables, batch)
+            return self._activation(raw), self.loss(raw, batch["target"]), carry
 
         return jax.jit(outputs)

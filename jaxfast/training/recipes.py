@@ -2,8 +2,10 @@
 
 `metrics` holds train_loss, valid_loss and the learner's metrics of the epoch that ended. A function returns None, or
 a `Verdict`. Compose them by listing them: `learn.fit_one_cycle(10, 1e-3, after_epoch=[csv_log("log.csv"),
-early_stop()])`. One that also has a method `finish(state) -> state` is called when the fit ends. A loss that is not
-finite needs no recipe: training always stops there, with the last good state.
+early_stop()])`. One that also has a method `finish(state) -> state` is called when the fit ends. One with an attribute
+`monitor` is refused at once where no metric has that name. One with an attribute `replayed` is shown the epochs before
+a restart again (state None), to remember them. A loss that is not finite needs no recipe: training always stops there,
+with the last good state.
 """
 
 import csv
@@ -15,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfast._extras import need
-from jaxfast.messages import first, nearest
+from jaxfast.messages import check_number, check_whole, first, nearest
 from jaxfast.training.state import TrainState
 
 Metrics = Mapping[str, float]
@@ -40,11 +42,20 @@ def _value(metrics: Metrics, monitor: str) -> float:
     return float(metrics[monitor])
 
 
+def falls(metric: str) -> bool:
+    """Whether less of the metric of this name is better.
+
+    >>> falls("valid_loss"), falls("accuracy")
+    (True, False)
+    """
+    return any(name in metric for name in _FALLING)
+
+
 class _Best:
     """The best value so far; whether lower is better follows from the name unless it is said."""
 
     def __init__(self, monitor: str, lower: bool | None, min_delta: float = 0.0):
-        lower = any(name in monitor for name in _FALLING) if lower is None else lower
+        lower = falls(monitor) if lower is None else lower
         self.monitor, self.sign, self.min_delta = monitor, -1.0 if lower else 1.0, min_delta
         self.value, self.epoch = None, -1
 
@@ -64,6 +75,7 @@ def early_stop(
 
     `lower`: whether less is better (default: by the name; losses and errors fall). ValueError for an unknown metric.
     """
+    check_whole("patience", patience)
     best, waited = _Best(monitor, lower, min_delta), 0
 
     def after_epoch(epoch, metrics, state):
@@ -71,6 +83,7 @@ def early_stop(
         waited = 0 if best.improved(epoch, metrics) else waited + 1
         return Verdict(stop=waited >= patience)
 
+    after_epoch.monitor, after_epoch.replayed = monitor, True
     return after_epoch
 
 
@@ -83,7 +96,9 @@ def reduce_on_plateau(
     lower: bool | None = None,
 ) -> AfterEpoch:
     """Multiply the learning rates by `factor` each time `monitor` has not improved for `patience` epochs (fastai's
-    ReduceLROnPlateau)."""
+    ReduceLROnPlateau). ValueError for a factor outside 0..1."""
+    check_whole("patience", patience)
+    check_number("factor", factor, 0, 1)
     best, waited = _Best(monitor, lower, min_delta), 0
 
     def after_epoch(epoch, metrics, state):
@@ -94,6 +109,7 @@ def reduce_on_plateau(
         waited = 0
         return Verdict(lr_scale=factor)
 
+    after_epoch.monitor, after_epoch.replayed = monitor, True
     return after_epoch
 
 
@@ -105,6 +121,10 @@ class keep_best:  # noqa: N801 (used as a function)
 
     def __init__(self, monitor: str = "valid_loss", *, lower: bool | None = None):
         self._best, self._kept = _Best(monitor, lower), None
+
+    @property
+    def monitor(self) -> str:
+        return self._best.monitor
 
     @property
     def epoch(self) -> int:

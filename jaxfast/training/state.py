@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key
 
+from jaxfast.mesh import state_sharding
 from jaxfast.optim import label_by_prefix
 from jaxfast.precision import LossScale
 
@@ -79,9 +81,9 @@ def trainable(params: dict, groups: Groups | None = None, *, freeze_to: int = 0,
     ValueError if `freeze_to` names no group.
     """
     n_groups = len(groups) if groups else 1
-    if not -n_groups <= freeze_to < n_groups:
+    if freeze_to not in range(-n_groups, n_groups):
         raise ValueError(
-            f"freeze_to({freeze_to}) names none of the model's {n_groups} parameter groups: "
+            f"freeze_to({freeze_to!r}) names none of the model's {n_groups} parameter groups: "
             f"use {-n_groups}..{n_groups - 1}"
         )
     first = freeze_to % n_groups
@@ -108,37 +110,58 @@ def create_state(
     variables: dict | None = None,
     loss_scale: LossScale | None = None,
     seed: int = 0,
+    mesh: Mesh | None = None,
+    shard: bool = False,
+    abstract: bool = False,
 ) -> TrainState:
     """A fresh state: variables from `module.init` on `example` (a batch of each input), replaced by `variables` if
     given.
 
     `optimizer` is a function (hypers, labels=) -> GradientTransformation such as `jaxfast.optim.hyper_adamw`;
-    `part` is what is trained (default: everything, in the learning-rate groups `groups`).
+    `part` is what is trained (default: everything, in the learning-rate groups `groups`). The state lies on every
+    device of `mesh` (default: on one), with `shard` split over them as `mesh.state_sharding` says, and is made there:
+    no device ever holds all of it. `abstract`: shapes, types and shardings only, to compile a program ahead of time.
     """
-    key = jax.random.key(seed)
-    if variables is None:
-        variables = init_variables(module, key, *example)
-    params, model_state = variables["params"], {k: v for k, v in variables.items() if k != "params"}
-    part = part or trainable(params, groups)
-    return TrainState(
-        step=jnp.int32(0),
-        params=params,
-        model_state=model_state,
-        opt_state=fresh_opt_state(optimizer, part, params),
-        key=key,
-        loss_scale=loss_scale,
-    )
+
+    def build(example, variables):
+        key = jax.random.key(seed)
+        if variables is None:
+            variables = module.init(key_for(key, INIT), *example)
+        else:  # copied, because the first training step takes the memory of the state over
+            variables = jax.tree.map(jnp.copy, variables)
+        params, model_state = variables["params"], {k: v for k, v in variables.items() if k != "params"}
+        opt_state = _opt_state(optimizer, part or trainable(params, groups), params)
+        return TrainState(jnp.int32(0), params, model_state, opt_state, key, loss_scale)
+
+    args = list(example), jax.device_get(variables)
+    if abstract:
+        shapes = jax.eval_shape(build, *args)
+        place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        return jax.tree.map(place, shapes, state_sharding(shapes, mesh, shard=shard))
+    return _made(build, mesh, shard, *args)
 
 
 def init_variables(module: nn.Module, key: Key[Array, ""], *example: Array) -> dict:
     """The module's own initial variables from the seed key, as one compiled program."""
-    # It runs once and is all random bits, which LLVM takes long to optimize: 10 s of 11 for a small ResNet on CPU.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(module.init, compiler_options=options)(key_for(key, INIT), *example)
+    return _made(lambda key, *example: module.init(key_for(key, INIT), *example), None, False, key, *example)
 
 
-def fresh_opt_state(optimizer: Callable, part: Trainable, params: dict) -> optax.OptState:
+def fresh_opt_state(
+    optimizer: Callable, part: Trainable, params: dict, *, mesh: Mesh | None = None, shard: bool = False
+) -> optax.OptState:
     """The optimizer's state before its first step, for the trained part of `params`; it depends on no
-    hyper-parameter."""
+    hyper-parameter. `mesh` and `shard` as for `create_state`."""
+    return _made(lambda params: _opt_state(optimizer, part, params), mesh, shard, params)
+
+
+def _opt_state(optimizer: Callable, part: Trainable, params: dict) -> optax.OptState:
     hypers = {"lr": jnp.zeros(part.n_groups), "momentum": jnp.float32(0.9), "weight_decay": jnp.float32(0.0)}
     return optimizer(hypers, labels=lambda _: part.labels).init(part.split(params)[0])
+
+
+def _made(build: Callable, mesh: Mesh | None, shard: bool, *args):
+    """The result of `build(*args)` as one compiled program, laid out on `mesh`."""
+    layout = None if mesh is None else state_sharding(jax.eval_shape(build, *args), mesh, shard=shard)
+    # It runs once and is all random bits, which LLVM takes long to optimize: 10 s of 11 for a small ResNet on CPU.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(build, out_shardings=layout, compiler_options=options)(*args)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
+from jaxfast.mesh import to_host
 from jaxfast.training.state import TTA
 
 
@@ -45,15 +46,15 @@ def tta(
 
     `batches` have a "mask" entry that is False on padded rows. ValueError for n < 1 and beta outside 0..1.
     """
-    if n < 1:
-        raise ValueError(f"n is {n}: average over at least 1 augmented prediction")
+    if n < 1 or n != int(n):
+        raise ValueError(f"n is {n}: average over at least 1 augmented prediction, a whole number")
     if not 0 <= beta <= 1:
         raise ValueError(f"beta is {beta}: give the weight of the plain prediction, 0 to 1")
     key = jax.random.fold_in(key, TTA)
     waiting, parts = [], []
 
     def fetch():
-        predictions, target, mask = jax.device_get(waiting.pop(0))
+        predictions, target, mask = to_host(waiting.pop(0))
         parts.append((predictions[mask], target[mask]))
 
     for i, batch in enumerate(batches):
