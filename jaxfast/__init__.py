@@ -25,6 +25,7 @@ _modules = (
     "schedules",
     "sweep",
     "tabular",
+    "text",
     "training",
     "vision",
 )

@@ -41,8 +41,11 @@ CODECS = {
     "image": ("jaxfast.data.image_codec", "ImageCodec"),
     "table": ("jaxfast.data.table_codec", "TableCodec"),
     "ratings": ("jaxfast.data.ratings", "RatingsCodec"),
+    "text": ("jaxfast.data.text.codec", "TextCodec"),
 }
 """Where the codec of each kind of data is."""
+LENGTHS = "8*eighths"
+"""Of texts in one export, as `jax.export` writes free sizes: what `TextCodec` pads to."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -94,7 +97,7 @@ class Export:
             for start in range(0, len(items), batch_size):
                 examples = list(pool.map(encode, range(start, min(start + batch_size, len(items)))))
                 good = [example for example in examples if not isinstance(example, Exception)]
-                batch = {name: np.stack([example[name] for example in good]) for name in self.about["inputs"] if good}
+                batch = {name: _stacked([example[name] for example in good]) for name in self.about["inputs"] if good}
                 rows = iter(self._padded(batch, size) if good else ())
                 for example in examples:
                     yield example if isinstance(example, Exception) else self.codec.decode(next(rows))
@@ -112,7 +115,8 @@ class Export:
                 )
             value = np.asarray(batch[name])
             shape = ", ".join(map(str, spec["shape"]))
-            if value.ndim != len(spec["shape"]) or list(value.shape[1:]) != spec["shape"][1:] or not len(value):
+            fixed = [(n, m) for n, m in zip(spec["shape"], value.shape, strict=False) if isinstance(n, int)]
+            if value.ndim != len(spec["shape"]) or any(n != m for n, m in fixed) or not len(value):
                 raise ValueError(f"{name!r} has the shape {value.shape}: give ({shape})")
             if not np.can_cast(value.dtype, spec["dtype"], "same_kind"):
                 raise ValueError(f"{name!r} holds {value.dtype}: give {spec['dtype']}")
@@ -138,6 +142,12 @@ class Export:
     @cached_property
     def _call(self):
         return jax.jit(self.program.call)
+
+
+def _stacked(values: Sequence[np.ndarray]) -> np.ndarray:
+    """Arrays in one, the shorter ones, of texts, with zeros up to the longest."""
+    longest = max(len(value) if value.ndim else 0 for value in values)
+    return np.stack([np.pad(value, (0, longest - len(value))) if value.ndim == 1 else value for value in values])
 
 
 def _power(n: int) -> int:
@@ -175,9 +185,10 @@ def save_export(path: str | os.PathLike, module, variables: dict, data, loss) ->
     def predict(weights, batch):
         return activation(forward(tree.unflatten([weights[name] for name in names]), batch))
 
-    (batch,) = jax.export.symbolic_shape("batch")
+    batch, padded = jax.export.symbolic_shape(f"batch, {LENGTHS}")
     example = {name: jax.numpy.asarray(value) for name, value in data.encode(data.valid[0]).items()}
-    inputs = {name: jax.ShapeDtypeStruct((batch, *value.shape), value.dtype) for name, value in example.items()}
+    row = lambda value: (padded,) if kind == "text" and value.ndim else value.shape
+    inputs = {name: jax.ShapeDtypeStruct((batch, *row(value)), value.dtype) for name, value in example.items()}
     shapes = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in weights.items()}
     with _without_folders():
         exported = jax.export.export(jax.jit(predict), platforms=PLATFORMS)(shapes, inputs)

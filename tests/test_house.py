@@ -80,6 +80,9 @@ HEAVY = [
     "orbax",
     "rich",
     "PIL",
+    "simplejpeg",
+    "cykooz_resizer",
+    "array_record",
 ]
 
 
@@ -93,8 +96,8 @@ HEAVY = [
             ["tensorflow", "tensorflow_datasets", "grain", "pandas", "matplotlib", "tokenizers", "sklearn"],
         ),
         (
-            "from jaxfast import vision",
-            ["tensorflow", "tensorflow_datasets", "grain", "pandas", "matplotlib", "tokenizers", "sklearn", "torch"],
+            "from jaxfast import text, vision",
+            [name for name in HEAVY if name not in ("orbax", "rich", "PIL")] + ["torch"],
         ),
     ],
 )
@@ -105,6 +108,7 @@ def test_what_an_import_leaves_out(statement, absent):
 
 
 def test_importing_sets_nothing():
-    code = "import jax; before = dict(jax.config.values); import jaxfast.vision, jaxfast.training; print(before == jax.config.values)"
+    imports = "import jaxfast.vision, jaxfast.text, jaxfast.training"
+    code = f"import jax; before = dict(jax.config.values); {imports}; print(before == jax.config.values)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"

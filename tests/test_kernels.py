@@ -277,7 +277,7 @@ def test_batch_norm_equals_autodiff_of_the_plain_form(shape, groups):
                 lambda *a: jnp.sum(weight * jnp.sin(plain_batch_norm(*a, groups, 1e-5))), (0, 1, 2)
             )
         )(x, scale, bias)
-        for got, want in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
+        for got, want in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-10)
         _, mean, var = batch_norm(x, scale, bias, groups=groups, epsilon=1e-5)
         parts = (

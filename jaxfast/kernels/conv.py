@@ -83,7 +83,7 @@ def _cpu_form(x_shape, kernel_shape, shape: _Shape) -> str | None:
     (_, h, w, c), (kh, kw, _, features) = x_shape, kernel_shape
     if not _static(h, w, c, *shape.pads[0], *shape.pads[1]) or min(map(min, shape.pads)) < 0:
         return None
-    positions = [_out_size(*a) for a in zip((h, w), (kh, kw), shape.strides, shape.pads)]
+    positions = [_out_size(*a) for a in zip((h, w), (kh, kw), shape.strides, shape.pads, strict=True)]
     if min(positions) < 1:
         return None
     if shape.groups > 1:
@@ -196,7 +196,7 @@ def _square_backward(x, kernel, g, *, shape: _Shape):
     """
     barrier = lax.optimization_barrier
     kh, kw = kernel.shape[:2]
-    sizes = list(zip(x.shape[1:3], g.shape[1:3], (kh, kw), shape.strides, shape.pads))
+    sizes = list(zip(x.shape[1:3], g.shape[1:3], (kh, kw), shape.strides, shape.pads, strict=True))
     dw_pads = [
         (low, (out - 1) * stride + window - size - low) for size, out, window, stride, (low, _) in sizes
     ]

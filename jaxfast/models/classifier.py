@@ -37,9 +37,7 @@ class ImageClassifier(nn.Module):
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         return self.head(self.body(self._normalized(images), train), train)
 
-    def features(
-        self, images: jax.Array, train: bool = False, *, until: str | None = None
-    ) -> dict[str, jax.Array]:
+    def features(self, images: jax.Array, train: bool = False, *, until: str | None = None) -> dict[str, jax.Array]:
         """Return the body's outputs by block, up to and including `until`; jit sorts such a dict by name."""
         return self.body.features(self._normalized(images), train, until=until)
 

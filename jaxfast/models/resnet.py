@@ -16,14 +16,16 @@ STD = (58.395, 57.12, 57.375)
 
 
 class Stem(nn.Module):
-    """7x7 convolution of stride 2, norm, ReLU; (B, H, W, channels) to (B, H/2, W/2, 64)."""
+    """7x7 convolution of stride 2, norm, ReLU; (B, H, W, channels) to (B, H/2, W/2, width). `small`: 3x3, stride 1."""
 
     width: int
     dtype: Any = jnp.float32
+    small: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        x = Conv(self.width, 7, 2, dtype=self.dtype, name="conv")(x)
+        kernel_size, strides = (3, 1) if self.small else (7, 2)
+        x = Conv(self.width, kernel_size, strides, dtype=self.dtype, name="conv")(x)
         return nn.relu(BatchNorm(dtype=self.dtype, name="norm")(x, train=train))
 
 
@@ -79,13 +81,15 @@ class ResNet(nn.Module):
     """A ResNet without its head: (B, H, W, channels), normalised floats, to (B, H/32, W/32, features).
 
     `stage_sizes` are the blocks of each stage, `block` is BasicBlock or Bottleneck, `width` the channels of
-    the first stage, `dtype` the type of the computation (parameters and statistics stay float32).
+    the first stage, `dtype` the type of the computation (parameters and statistics stay float32). `small_stem` is for
+    images of about 32 pixels: a 3x3 stem and no pooling after it, both of stride 1 (He et al. 2015, section 4.2).
     """
 
     stage_sizes: tuple[int, ...]
     block: Any
     width: int = 64
     dtype: Any = jnp.float32
+    small_stem: bool = False
 
     @property
     def block_names(self) -> tuple[str, ...]:
@@ -112,10 +116,10 @@ class ResNet(nn.Module):
         outputs = {}
         for name in select_blocks(self.block_names, after, until):
             if name == "stem":
-                x = Stem(self.width, self.dtype, name=name)(x, train)
+                x = Stem(self.width, self.dtype, self.small_stem, name=name)(x, train)
             else:
                 stage, index = (int(part) for part in name.removeprefix("layer").split("_"))
-                if name == "layer1_0":
+                if name == "layer1_0" and not self.small_stem:
                     x = max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
                 strides = 2 if stage > 1 and index == 0 else 1
                 x = self.block(self.width * 2 ** (stage - 1), strides, self.dtype, name=name)(x, train)
