@@ -13,7 +13,8 @@ course .7853, .8146, .7971, .7990; tuned .7829, .8153, .7976, .7986; ALS .7985, 
 The tuned setting is better than the course's by no more than chance.
 Recall@10 .095 and NDCG@10 .095 (tuned; relevant: rated 4 or 5, what was rated in training left out).
 fastai 2.8.12 with the course's setting gives .8176 on the split of seed 0; a likely reason, not tested:
-its loader draws rows with replacement (56,900 different ones of 90,000 an epoch); its own model and optimizer in a loop over all rows give .7854.
+its loader draws rows with replacement (56,900 different ones of 90,000 an epoch); its own model and optimizer in a
+loop over all rows give .7854.
 """
 
 import argparse

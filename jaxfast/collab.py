@@ -13,6 +13,7 @@ from jaxfast.interpret.embeddings import Embeddings
 from jaxfast.interpret.recommend import ndcg_at_k, nearest_rows, recall_at_k, top_k
 from jaxfast.learner import Learner
 from jaxfast.losses import Loss, mse
+from jaxfast.messages import check_type, check_whole
 from jaxfast.models.collab import EmbeddingDotBias, EmbeddingNN
 
 __all__ = ["CollabLearner", "Ratings", "RatingsCodec", "RatingsData", "from_frame", "learner"]
@@ -57,8 +58,8 @@ def learner(
     `layers`: default one of `n_factors` (fastai's collab_learner). `options` are `Learner`'s. ValueError for a range
     that does not hold the training ratings, and for layers or dropout without `use_nn`.
     """
-    if isinstance(n_factors, bool) or not isinstance(n_factors, (int, np.integer)) or n_factors < 1:
-        raise ValueError(f"n_factors={n_factors!r}: give a whole number from 1 on")
+    check_type("data", data, RatingsData, "collab.from_frame")
+    check_whole("n_factors", n_factors)
     if not use_nn and (layers is not None or dropout):
         raise ValueError("layers and dropout belong to the network: give use_nn=True as well")
     if not 0 <= dropout < 1:

@@ -16,9 +16,10 @@ from jaxfast import precision as precision_
 from jaxfast.data import loader
 from jaxfast.data.prediction import Prediction
 from jaxfast.export import save_export
-from jaxfast.interpret import Interpretation, Interval, confidence_interval, grad_cam
-from jaxfast.mesh import check_batch_size, data_mesh, replicated
-from jaxfast.messages import first, nearest
+from jaxfast.interpret import Interpretation, Interval, check_level, confidence_interval, grad_cam
+from jaxfast.mesh import check_batch_size, data_mesh
+from jaxfast.messages import check_whole, first
+from jaxfast.training import check
 from jaxfast.training.progress import bar
 
 OPTIMIZERS = {"adamw": optim.hyper_adamw, "sgd": optim.hyper_sgd, "rmsprop": optim.hyper_rmsprop}
@@ -37,7 +38,11 @@ class Learner:
     of a cycle. `precision`: "auto", "fp32", "bf16", "fp16". `variables`: replaces the module's own initial variables
     (pretrained weights). `train_norm`: norm layers of frozen groups train, as in fastai. `norm_groups`: groups of
     batch statistics (default: as many as devices). `resident`: keep the data on the device ("auto": where it fits).
-    ValueError for a batch size that devices or groups do not divide, and for unknown names.
+    `workers`: processes that read training data which does not lie there (0: threads of this one).
+    `accumulate`: compute a batch in so many parts. `shard`: split parameters and optimizer state over the devices.
+    `checkpoints`: a folder or `training.Checkpoints`; every fit saves there and goes on from there after a restart.
+    ValueError for a batch size that devices or groups do not divide, for unknown names, and where data, module, loss
+    and metrics do not fit together (`training.check`).
     """
 
     def __init__(
@@ -56,26 +61,26 @@ class Learner:
         train_norm: bool = True,
         norm_groups: int | None = None,
         resident: bool | str = "auto",
+        workers: int = 0,
+        accumulate: int = 1,
+        shard: bool = False,
+        checkpoints: str | Path | training.Checkpoints | None = None,
         devices: Sequence[jax.Device] | None = None,
         quiet: bool = False,
     ):
+        check.check_settings(
+            data, module, loss=loss, weight_decay=weight_decay, moms=moms, seed=seed, norm_groups=norm_groups,
+            resident=resident, accumulate=accumulate,
+        )  # fmt: skip
         self.mesh = data_mesh(devices)
         check_batch_size(data.batch_size, self.mesh)
-        if norm_groups and data.batch_size % norm_groups:
-            raise ValueError(
-                f"batch_size {data.batch_size} does not split into norm_groups={norm_groups} groups of batch "
-                f"statistics: use a multiple of {norm_groups}"
-            )
-        if len(data.train) < data.batch_size:
-            raise ValueError(
-                f"batch_size {data.batch_size} is more than the {len(data.train)} training examples: use a smaller one"
-            )
-        if optimizer in OPTIMIZERS:
-            optimizer = OPTIMIZERS[optimizer]
-        elif not callable(optimizer):
-            known = f"{first(list(OPTIMIZERS))}{nearest(optimizer, OPTIMIZERS)}"
-            raise ValueError(f"unknown optimizer {optimizer!r}: give one of {known}")
-        self.data, self.optimizer, self.quiet = data, optimizer, quiet
+        optimizer = check.check_optimizer(optimizer, OPTIMIZERS)
+        if isinstance(checkpoints, (str, Path)):
+            checkpoints = training.Checkpoints(checkpoints)
+        if checkpoints is not None and norm_groups is None:  # a run keeps its groups on other devices
+            norm_groups = (checkpoints.about() or {}).get("norm_groups")
+        self.workers, self.data, self.optimizer, self.quiet = workers, data, optimizer, quiet or jax.process_index() > 0
+        self.checkpoints = checkpoints
         self.weight_decay, self.moms, self.train_norm = weight_decay, tuple(moms), train_norm
         self.precision = precision_.resolve(precision, self.mesh.devices.flat[0])
         self.module = precision_.cast_module(module, self.precision.dtype)
@@ -92,21 +97,25 @@ class Learner:
             self.mesh,
             norm_groups or self.mesh.size,
             loader.fits(data.train, data.valid) if resident == "auto" else bool(resident),
+            accumulate,
+            shard,
         )
+        check.check_task(self._programs, variables)
 
         example = data.train.batch(np.arange(1))
         if data.prepare is not None:
             example = data.prepare(example)
-        state = training.create_state(
+        self.state = training.create_state(
             self.module,
-            [example[name] for name in data.inputs],
+            [np.asarray(example[name]) for name in data.inputs],
             self.optimizer,
             groups=self.groups,
             variables=variables,
             loss_scale=precision_.LossScale.create() if self.precision.loss_scale else None,
             seed=seed,
+            mesh=self.mesh,
+            shard=shard,
         )
-        self.state = jax.device_put(state, replicated(self.mesh))
 
     # Training
 
@@ -154,7 +163,7 @@ class Learner:
             schedules.one_cycle(steps, rate, pct_start=pct_start, div=div, div_final=div_final)
             for rate in self._rates(lr)
         ]
-        momentum = schedules.one_cycle_momentum(steps, tuple(moms or self.moms), pct_start=pct_start)
+        momentum = schedules.one_cycle_momentum(steps, moms or self.moms, pct_start=pct_start)
         self._fit(epochs, rates, momentum, weight_decay, after_epoch)
 
     def fit_flat_cos(
@@ -208,6 +217,7 @@ class Learner:
         A cycle of `freeze_epochs` at slice(lr) with pct_start .99; then lr is halved, and `epochs` at slice(lr /
         lr_mult, lr).
         """
+        check.check_fine_tune(epochs, freeze_epochs, lr, lr_mult)
         self.freeze()
         self.fit_one_cycle(freeze_epochs, slice(lr), pct_start=0.99, weight_decay=weight_decay, after_epoch=after_epoch)
         self.unfreeze()
@@ -233,8 +243,10 @@ class Learner:
         frozen_to = n % part.n_groups
         if frozen_to != self.frozen_to:
             self.frozen_to = frozen_to
-            opt_state = training.fresh_opt_state(self.optimizer, part, self.state.params)
-            self.state = self.state.replace(opt_state=jax.device_put(opt_state, replicated(self.mesh)))
+            opt_state = training.fresh_opt_state(
+                self.optimizer, part, self.state.params, mesh=self.mesh, shard=self._programs.shard
+            )
+            self.state = self.state.replace(opt_state=opt_state)
 
     def freeze(self) -> None:
         """Train the last group only (and the norm layers of the others, with `train_norm`)."""
@@ -268,6 +280,7 @@ class Learner:
     def intervals(self, dataset=None, *, level: float = 0.95, n: int = 1000, seed: int = 0) -> dict[str, Interval]:
         """Every metric on the validation set, or on `dataset`, with its confidence interval."""
         dataset = self.data.valid if dataset is None else dataset
+        check_level(level)
         rows = self._programs.raw_outputs(self.state.variables, dataset)
         return {m.name: confidence_interval(m, *rows, level=level, n=n, seed=seed) for m in self._programs.metrics}
 
@@ -285,6 +298,8 @@ class Learner:
     def heatmap(self, item, *, layer: str | None = None, target: int | None = None):
         """Grad-CAM: where the evidence for class `target` (default: the predicted one) lies, at block `layer`
         (default: the last)."""
+        if "image" not in self.data.inputs:
+            raise ValueError(f"a heat map is of an image, this model sees {first(self.data.inputs)}")
         image = self._encode(item)["image"][0]
         return grad_cam(self.module, self.state.variables, image, classes=self.data.classes, layer=layer, target=target)
 
@@ -314,13 +329,7 @@ class Learner:
 
     def save(self, path: str | Path) -> None:
         """Write the whole state (parameters, statistics, optimizer, step, key) into the folder `path`."""
-        about = {
-            "frozen_to": self.frozen_to,
-            "train_norm": self.train_norm,
-            "norm_groups": self._programs.norm_groups,
-            "classes": [str(name) for name in self.data.classes or ()],
-        }
-        training.save_state(path, self.state, about)
+        training.save_state(path, self.state, self._about)
 
     def load(self, path: str | Path) -> None:
         """Take over the state saved at `path`: frozen groups, optimizer and step too. ValueError where it does not
@@ -328,7 +337,8 @@ class Learner:
         about = training.read_about(path)
         classes = [str(name) for name in self.data.classes or ()]
         if about.get("classes") != classes:
-            raise ValueError(f"{path} was trained on the classes {about.get('classes')}, the data has {classes}")
+            there = first(about.get("classes") or ["none"])
+            raise ValueError(f"{path} was trained on the classes {there}, the data has {first(classes or ['none'])}")
         before = self.frozen_to, self.train_norm, self.state
         try:
             self.train_norm = about["train_norm"]
@@ -347,14 +357,25 @@ class Learner:
     # What the methods above share
 
     @property
+    def _about(self) -> dict:
+        return {
+            "frozen_to": self.frozen_to,
+            "train_norm": self.train_norm,
+            "norm_groups": self._programs.norm_groups,
+            "classes": [str(name) for name in self.data.classes or ()],
+        }
+
+    @property
     def _part(self) -> training.Trainable:
         return training.trainable(self.state.params, self.groups, freeze_to=self.frozen_to, train_norm=self.train_norm)
 
     @cached_property
     def _feed(self) -> loader.Resident | loader.Streamed:
+        if hasattr(self.data, "feed"):
+            return self.data.feed(self.mesh, resident=self._programs.resident)
         if self._programs.resident:
             return loader.Resident.put(self.data.train, self.data.batch_size, self.mesh)
-        return loader.Streamed(self.data.train, self.data.batch_size, self.mesh)
+        return loader.Streamed(self.data.train, self.data.batch_size, self.mesh, self.workers)
 
     @cached_property
     def _valid_data(self):
@@ -367,15 +388,17 @@ class Learner:
         return {name: np.asarray(value)[None] for name, value in example.items() if name != "target"}
 
     def _steps(self, epochs: int) -> int:
-        if epochs < 1:
-            raise ValueError(f"epochs is {epochs}: train for at least 1")
+        check_whole("epochs", epochs)
         return epochs * (len(self.data.train) // self.data.batch_size)
 
     def _rates(self, lr: Rates) -> tuple[float, ...]:
+        check.check_rates(lr)
         return optim.discriminative(lr, self._part.n_groups)
 
     def _fit(self, epochs: int, rates, momentum, weight_decay: float | None, after_epoch: Recipes) -> None:
         decay = self.weight_decay if weight_decay is None else weight_decay
+        names = [metric.name for metric in self._programs.metrics]
+        check.check_fit(after_epoch, names, decay)
         states = training.fit_epochs(
             self.state,
             self._programs.chunk(self._part),
@@ -383,9 +406,11 @@ class Learner:
             training.hyper_rows(self._steps(epochs), rates, momentum, decay),
             epochs,
             validate=lambda variables: self._programs.validate(variables, self._valid_data),
-            metrics=[metric.name for metric in self._programs.metrics],
+            metrics=names,
             history=self.history,
             after_epoch=after_epoch,
+            checkpoints=self.checkpoints,
+            about=self._about,
             pace=self._pace,
             quiet=self.quiet,
         )

@@ -19,6 +19,14 @@ def _per_example(values: Array) -> Float[Array, " batch"]:
     return values.reshape(values.shape[0], -1).mean(1)
 
 
+def _check_shapes(loss: str, outputs: Array, target: Array, wanted: tuple[int, ...]) -> None:
+    if target.shape != wanted:
+        raise ValueError(
+            f"{loss} of outputs {outputs.shape} takes targets {wanted}, these are {target.dtype} {target.shape}: "
+            "give another loss, or a model with other outputs"
+        )
+
+
 def cross_entropy(
     logits: Float[Array, "batch ... classes"],
     target: Int[Array, "batch ..."] | Float[Array, "batch ... classes"],
@@ -30,10 +38,14 @@ def cross_entropy(
     `label_smoothing` mixes the target with the uniform distribution (Szegedy et al. 2016; fastai's
     LabelSmoothingCrossEntropy uses 0.1). Label positions beyond the batch axis (pixels, tokens) are averaged.
     """
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing={label_smoothing}: give a share from 0 to below 1")
+    labelled = jnp.issubdtype(target.dtype, jnp.integer)
+    _check_shapes("cross_entropy", logits, target, logits.shape[:-1] if labelled else logits.shape)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    if jnp.issubdtype(target.dtype, jnp.integer) and not label_smoothing:
+    if labelled and not label_smoothing:
         return _per_example(optax.softmax_cross_entropy_with_integer_labels(logits, target))
-    if jnp.issubdtype(target.dtype, jnp.integer):
+    if labelled:
         target = jax.nn.one_hot(target, logits.shape[-1], dtype=logits.dtype)
     if label_smoothing:
         target = optax.smooth_labels(target, label_smoothing)
@@ -42,12 +54,14 @@ def cross_entropy(
 
 def binary_cross_entropy(logits: Float[Array, "batch classes"], target: Array) -> Float[Array, " batch"]:
     """Sigmoid cross entropy in nats, averaged over classes: multi-hot targets (fastai's BCEWithLogitsLossFlat)."""
+    _check_shapes("binary_cross_entropy", logits, target, logits.shape)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     return _per_example(optax.sigmoid_binary_cross_entropy(logits, target.astype(logits.dtype)))
 
 
 def mse(outputs: Array, target: Array) -> Float[Array, " batch"]:
     """Mean squared error per example; a trailing axis of size one in `outputs` is dropped (fastai's MSELossFlat)."""
+    _check_shapes("mse", outputs, target, outputs.shape[:-1] if outputs.shape == (*target.shape, 1) else outputs.shape)
     outputs = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32)).reshape(target.shape)
     return _per_example(jnp.square(outputs - target))
 

@@ -1,6 +1,8 @@
-"""Wording that the data package's errors share."""
+"""Wording that errors share, and checks of settings that many functions have."""
 
 import difflib
+import math
+import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -23,3 +25,32 @@ def nearest(name: Any, known: Iterable[Any]) -> str:
     """
     close = difflib.get_close_matches(str(name), [str(other) for other in known], n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def kind(value: Any) -> str:
+    """The type of a value, with its article.
+
+    >>> kind(3), kind("three"), kind(None)
+    ('an int', 'a str', 'None')
+    """
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
+
+
+def check_type(name: str, value: Any, wanted: type, maker: str) -> None:
+    """ValueError for an argument that is not what `maker` makes."""
+    if not isinstance(value, wanted):
+        raise ValueError(f"{name} is {kind(value)}: give what {maker} makes")
+
+
+def check_whole(name: str, value: Any, low: int = 1) -> None:
+    """ValueError for a setting that is not a whole number from `low` on."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < low:
+        raise ValueError(f"{name}={value!r}: give a whole number from {low} on")
+
+
+def check_number(name: str, value: Any, low: float = 0.0, below: float = math.inf) -> None:
+    """ValueError for a setting that is not a number, finite, from `low` to less than `below`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low <= value < below:
+        limit = f"to below {below:g}" if below < math.inf else "on"
+        raise ValueError(f"{name}={value!r}: give a number from {low:g} {limit}")

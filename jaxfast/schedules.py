@@ -101,8 +101,9 @@ def one_cycle_momentum(total_steps, moms=(0.95, 0.85, 0.95), *, pct_start=0.25) 
     >>> [f"{schedule(i):.3f}" for i in (0, 25, 100)]
     ['0.950', '0.850', '0.950']
     """
-    if len(moms) != 3:
-        raise ValueError(f"moms must be three momenta (start, at the peak of the rate, end), got {len(moms)}")
+    n = len(moms) if hasattr(moms, "__len__") else 1
+    if n != 3:
+        raise ValueError(f"moms must be three momenta (start, at the peak of the rate, end), got {n}")
     for mom in moms:
         _check("a momentum", mom, 0, 1)
     return _two_cosines(total_steps, pct_start, *moms)

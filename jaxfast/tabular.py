@@ -17,7 +17,7 @@ from jaxfast.data.tables import TableData, table_data
 from jaxfast.interpret.embeddings import Embeddings
 from jaxfast.learner import Learner
 from jaxfast.losses import Loss, binary_cross_entropy, cross_entropy, mse
-from jaxfast.messages import first, nearest
+from jaxfast.messages import check_type, first, nearest
 from jaxfast.models.tabular import TabularNet, emb_sz
 
 __all__ = [
@@ -91,6 +91,9 @@ def learner(
     cross entropy or mean squared error, and the metric accuracy, accuracy_multi, rmse, or rmspe for a logarithm; mse,
     rmse, mae and rmspe are in the table's units. `options` are `Learner`'s. ValueError for what does not fit the data.
     """
+    check_type("data", data, TableData, "tabular.from_frame or tabular.from_file")
+    if not isinstance(layers, Sequence) or not all(isinstance(width, int) and width > 0 for width in layers):
+        raise ValueError(f"layers={layers!r}: give the widths of the layers, such as (200, 100)")
     layers, target = tuple(layers), data.codec.target
     ps = tuple(ps) if isinstance(ps, Sequence) else (ps,) * len(layers)
     if len(ps) != len(layers):
@@ -184,7 +187,7 @@ def _sizes(codec: TableCodec, emb_szs: dict[str, int]) -> tuple[tuple[int, int],
 def _scaled_range(y_range: tuple[float, float], target: Target) -> tuple[float, float]:
     if target.task != "regression":
         raise ValueError(f"y_range bounds numbers, the target {first(target.names)} is {target.task}: leave it out")
-    low, high = y_range
+    low, high = y_range if isinstance(y_range, Sequence) and len(y_range) == 2 else (0, 0)
     if not low < high:
         raise ValueError(f"y_range={y_range}: give (lowest, highest)")
     if target.log and low <= 0:

@@ -270,7 +270,7 @@ def test_training_stops_at_the_last_good_state():
         (lambda: learner(norm_groups=5), "batch_size 32 does not split into norm_groups=5"),
         (lambda: learner().freeze_to(3), "freeze_to\\(3\\) names none of the model's 3 parameter groups"),
         (lambda: learner().fit(1, [1e-3, 1e-2]), "got 2 rates for 3 parameter groups"),
-        (lambda: learner().fit(0, 1e-3), "epochs is 0: train for at least 1"),
+        (lambda: learner().fit(0, 1e-3), "epochs=0: give a whole number from 1 on"),
         (lambda: learner().lr_find(start=1, end=0.1), "0 < start < end"),
         (lambda: learner().lr_find(steps=1), "at least 2 steps"),
     ],

@@ -67,11 +67,11 @@ def grad_cam(
         near = difflib.get_close_matches(layer, module.block_names, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(module.block_names)}"
         raise ValueError(f"the module has no layer {layer!r}: {hint}")
-    images = jnp.asarray(image)[None]
+    images = np.asarray(image)[None]
     if target is not None:
         count = jax.eval_shape(module.apply, variables, images).shape[-1]
-        if not 0 <= target < count:
-            raise ValueError(f"target is {target}: give a class from 0 to {count - 1}")
+        if target not in range(count):
+            raise ValueError(f"target is {target!r}: give a class from 0 to {count - 1}")
     # -1 rather than None, so that both share one compiled program
     values, index, probability = _grad_cam(
         module, variables, images, np.int32(-1 if target is None else target), layer=layer, plus=plus

@@ -35,7 +35,7 @@ def wilson(hits: float, n: int, level: float = 0.95) -> Interval:
     """
     if not 0 <= hits <= n or not n:
         raise ValueError(f"wilson({hits}, {n}): give the hits among at least one example")
-    z = NormalDist().inv_cdf((1 + _checked(level)) / 2)
+    z = NormalDist().inv_cdf((1 + check_level(level)) / 2)
     share = hits / n
     middle = share + z**2 / (2 * n)
     half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
@@ -68,7 +68,7 @@ def confidence_interval(
         )
     if n < 1:
         raise ValueError(f"n is {n}: draw at least 1 bootstrap sample")
-    _checked(level)
+    check_level(level)
     rng = np.random.default_rng(seed)
     if isinstance(metric, HostMetric):
         value, samples = metric.compute(outputs, targets), _host_samples(metric, outputs, targets, n, rng)
@@ -129,7 +129,8 @@ def _host_samples(metric: HostMetric, outputs, targets, n: int, rng: np.random.G
     return values
 
 
-def _checked(level: float) -> float:
+def check_level(level: float) -> float:
+    """`level`; ValueError where it is no chance between 0 and 1."""
     if not 0 < level < 1:
         raise ValueError(f"level is {level}: give a chance between 0 and 1, such as .95")
     return level

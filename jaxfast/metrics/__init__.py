@@ -54,7 +54,7 @@ average=, threshold=), precision and recall likewise, accuracy_multi(threshold),
 dice(ignore_index), mean_iou(ignore_index). The values are scikit-learn's, with 0 where it would divide by 0.
 """
 
-_RESERVED = ("loss", "train_loss", "valid_loss", "epoch", "seconds", "step")
+_RESERVED = ("loss", "train_loss", "valid_loss", "epoch", "seconds", "train_seconds", "step")
 
 
 def resolve(metrics: str | Metric | HostMetric | Callable | Sequence) -> tuple[Metric | HostMetric, ...]:

@@ -17,7 +17,7 @@ def discriminative(lr, n_groups: int, *, factor: float | None = None) -> tuple[R
     one's rate divided by `factor` (ULMFiT's 2.6: Howard and Ruder 2018, https://arxiv.org/abs/1801.06146).
     `slice(b)` is b for the last group and b / 10 for the others, `slice(a, b)` is geometric from a to b, and
     a sequence is taken as it is; its entries may be None (the group is frozen). ValueError if a sequence is
-    not `n_groups` long or a rate is negative.
+    not `n_groups` long, a slice falls or a rate is negative.
 
     >>> discriminative(slice(1e-5, 1e-3), 3)
     (1e-05, 0.0001, 0.001)
@@ -28,11 +28,15 @@ def discriminative(lr, n_groups: int, *, factor: float | None = None) -> tuple[R
     """
     if n_groups < 1:
         raise ValueError(f"n_groups must be at least 1, got {n_groups}")
-    is_number = isinstance(lr, numbers.Real) or getattr(lr, "ndim", None) == 0
+    is_number = _is_number(lr)
     if factor is not None and not (is_number and factor > 0):
         raise ValueError(f"factor spaces one rate by a positive number, got factor={factor} with lr={lr}")
-    if not (is_number or isinstance(lr, slice) or hasattr(lr, "__iter__")):
-        raise ValueError(f"lr must be a number, a slice or a sequence of numbers and None, got {lr}")
+    if isinstance(lr, slice):
+        parts = lr.start, lr.stop
+    else:
+        parts = tuple(lr) if hasattr(lr, "__iter__") and not is_number else (lr,)
+    if lr is None or not all(part is None or _is_number(part) for part in parts):
+        raise ValueError(f"lr must be a number, a slice or a sequence of numbers and None, got {lr!r}")
     if is_number:
         rates = tuple(float(lr) / (factor or 1.0) ** i for i in reversed(range(n_groups)))
     elif isinstance(lr, slice):
@@ -42,17 +46,23 @@ def discriminative(lr, n_groups: int, *, factor: float | None = None) -> tuple[R
         first = last / 10 if lr.start is None else float(lr.start)
         if lr.start is not None and not (first > 0 and last > 0):
             raise ValueError(f"slice(first, last) is geometric and takes two positive rates, got {lr}")
+        if lr.start is not None and first > last:
+            raise ValueError(f"slice(first, last) gives the last layers the highest rate, got {lr}: turn it round")
         ratio = 1.0 if lr.start is None else (last / first) ** (1 / max(n_groups - 1, 1))
         # The last rate is given, not computed: it is exact, and the only one if there is one group.
         rates = (*(first * ratio**i for i in range(n_groups - 1)), last)
     else:
-        rates = tuple(None if rate is None else float(rate) for rate in lr)
+        rates = tuple(None if rate is None else float(rate) for rate in parts)
         if len(rates) != n_groups:
             what = f"got {len(rates)} rates for {n_groups} parameter groups"
             raise ValueError(f"{what}: give one rate per group, a number or a slice")
     if not all(rate is None or 0 <= rate < float("inf") for rate in rates):
         raise ValueError(f"a learning rate must be finite and not negative, got {lr}")
     return rates
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, numbers.Real) or getattr(value, "ndim", None) == 0
 
 
 def few(paths: Sequence[str]) -> str:
