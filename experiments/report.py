@@ -1,11 +1,15 @@
 """One self-contained HTML page of a run: its numbers, its table of epochs, its pictures."""
 
+from __future__ import annotations
+
 import base64
 import html
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from jaxfast.training import History
+if TYPE_CHECKING:  # an experiment starts its process anew before it imports jax: not twice
+    from jaxfast.training import History
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
