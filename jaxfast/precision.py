@@ -81,6 +81,6 @@ class LossScale(struct.PyTreeNode):
 
 def all_finite(tree) -> Bool[Array, ""]:
     """Whether every number of every leaf is finite."""
-    # x - x is nan for what is not finite and 0 else: one fused sum, where isfinite(x).all() takes several passes on CPU.
+    # x - x is nan for what is not finite and 0 else: one fused sum; isfinite(x).all() takes several passes on CPU.
     wide = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in jax.tree.leaves(tree)]
     return ~jnp.isnan(jnp.stack([(leaf - leaf).sum() for leaf in wide]).sum())

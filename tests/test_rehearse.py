@@ -103,7 +103,7 @@ def test_without_the_compiler(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["tabular", "collab"])
+@pytest.mark.parametrize("model", ["tabular", "collab", "awd_lstm"])
 def test_a_step_compiles_for_a_slice(model, capsys):
     pytest.importorskip("libtpu", reason="the TPU compiler is not installed: pip install 'jaxfast[tpu]'")
     arguments = f"--model {model} --topology v5e:2x2 --batch-size 256 --largest --json"

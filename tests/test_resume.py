@@ -8,12 +8,14 @@ import signal
 import sys
 import time
 
+import jax
 import jobs
 import numpy as np
 import pytest
 import small
 
 from jaxfast import training
+from jaxfast.training import checkpoint
 
 
 def said(text, name):
@@ -206,3 +208,11 @@ def test_fingerprints_see_every_bit():
     ):
         marks.add(training.fingerprint(state | change))
     assert len(marks) == 5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "uint8", "int32", "bool", "uint32"])
+def test_fingerprints_of_arrays_on_many_processes(dtype):
+    """The compiled sum, which such arrays need, is the host's."""
+    values = np.random.default_rng(0).normal(size=(33, 5)) * 100
+    values = jax.numpy.asarray(values).astype(dtype)
+    assert int(checkpoint._spread_sum(values)) == checkpoint._host_sum(np.asarray(values)) % 2**32

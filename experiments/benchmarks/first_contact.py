@@ -7,6 +7,9 @@ Every figure is of processes of their own, from their start on, and a median (of
 measured in turns, beside `import jax`. The first step is the first of the learning-rate search: after it starts Python
 again for large pages, reads the photographs, draws a batch, and has the training program, compiled in the first run
 and read from JAX's persistent cache in the second.
+
+Two shared CPU cores, jax 0.10.2, Python 3.11, CPU time: import jax 0.63 s, import jaxfast 0.02 s (it imports jax where
+it is used), vision 0.94 s, tabular 0.95 s. Quickstart: first run 29.7 s (CPU 28.3 s), second 13.0 s (CPU 12.0 s).
 """
 
 import argparse

@@ -9,14 +9,12 @@ import sys
 
 import numpy as np
 
-MODELS = ("tabular", "collab")
+MODELS = ("tabular", "collab", "awd_lstm")
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jaxfast.rehearse", description=__doc__)
-    parser.add_argument(
-        "--model", required=True, help=f"an architecture of vision.ARCHITECTURES, {' or '.join(MODELS)}"
-    )
+    parser.add_argument("--model", required=True, help=f"of vision.ARCHITECTURES, or {', '.join(MODELS)}")
     parser.add_argument("--topology", required=True, help="a TPU slice, such as v5e:4x4 or v6e:16x16")
     parser.add_argument("--batch-size", type=int, required=True, help="global: of all chips together")
     parser.add_argument("--size", type=int, default=224, help="side of the images in pixels (default 224)")
@@ -54,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def learner(options: argparse.Namespace):
     """A learner of the asked model on a few made-up examples: only their shapes matter."""
-    from jaxfast import collab, tabular, vision
+    from jaxfast import collab, tabular, text, vision
 
     common = {"accumulate": options.accumulate, "shard": options.shard, "quiet": True, "resident": False}
     rng = np.random.default_rng(0)
@@ -66,6 +64,10 @@ def learner(options: argparse.Namespace):
         columns = {"user": rng.integers(0, 943, 4096), "item": rng.integers(0, 1682, 4096)}
         columns["rating"] = rng.integers(1, 6, 4096).astype(float)
         return collab.learner(collab.from_frame(columns, batch_size=64), y_range=(0.5, 5.5), **common)
+    if options.model == "awd_lstm":
+        words = [f"w{i}" for i in range(60_000)]
+        data = text.from_texts([" ".join(words[:8000])] * 2, valid=[1], vocab=words, batch_size=64, bptt=72)
+        return text.language_learner(data, **common)
     labels = np.arange(max(options.classes, 64) * 2) % options.classes
     images = np.broadcast_to(np.uint8(0), (len(labels), options.size, options.size, 3))
     data = vision.from_arrays(images, labels, valid=0.5, batch_size=8, size=options.size)

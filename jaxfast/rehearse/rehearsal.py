@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 
 from jaxfast import precision as precision_
 from jaxfast._extras import need
-from jaxfast.mesh import by_rows, check_batch_size, data_mesh, replicated, state_sharding
+from jaxfast.mesh import by_rows, check_batch_size, data_mesh, replicated
 from jaxfast.rehearse import hlo
 from jaxfast.rehearse.chips import CHIPS, Chip
-from jaxfast.training import trainable
+from jaxfast.training import create_state, trainable
 
 
 class DoesNotFit(Exception):
@@ -56,7 +56,7 @@ class Rehearsal:
         gib, used = 2**30, self.memory_per_chip_bytes
         said = ", ".join(f"{c['count']} {name} of {c['bytes'] / 1e6:.1f} MB" for name, c in self.collectives.items())
         rate, share = self.estimated_images_per_second_per_chip, self.share_of_peak
-        speed = "not estimated" if rate is None else f"{rate:,.0f} images/s per chip, {share:.0%} of peak"
+        speed = "not estimated" if rate is None else f"{rate:,.0f} examples/s per chip, {share:.0%} of peak"
         return "\n".join(
             [
                 f"{self.model}, {self.topology} ({self.chips} chips), batch {self.batch_size}, {self.precision}: "
@@ -81,19 +81,30 @@ def rehearse(
     mesh, chip = _slice(topology)
     check_batch_size(batch_size, mesh)
     kind = precision_.resolve(precision, mesh.devices.flat[0])
+    module = precision_.cast_module(learn.module, kind.dtype)
+    if hasattr(module, "batch_size"):  # a language model carries a state per stream
+        module = module.clone(batch_size=batch_size)
     programs = dataclasses.replace(
         learn._programs,
-        module=precision_.cast_module(learn.module, kind.dtype),
+        module=module,
         mesh=mesh,
         norm_groups=norm_groups or mesh.size,
         _chunks={},
     )
-    part = trainable(learn.state.params, learn.groups, freeze_to=learn.frozen_to, train_norm=learn.train_norm)
-    abstract = lambda x, shape, sharding: jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
-    state = learn.state.replace(loss_scale=precision_.LossScale.create() if kind.loss_scale else None)
-    layout = state_sharding(state, mesh, shard=programs.shard)
-    state = jax.tree.map(lambda x, sharding: abstract(x, x.shape, sharding), state, layout)
     example = learn.data.train.batch(np.arange(1))
+    inputs = example if learn.data.prepare is None else learn.data.prepare(example)
+    part = trainable(learn.state.params, learn.groups, freeze_to=learn.frozen_to, train_norm=learn.train_norm)
+    state = create_state(
+        module,
+        [np.asarray(inputs[name]) for name in learn.data.inputs],
+        learn.optimizer,
+        part=part,
+        loss_scale=precision_.LossScale.create() if kind.loss_scale else None,
+        mesh=mesh,
+        shard=programs.shard,
+        abstract=True,
+    )
+    abstract = lambda x, shape, sharding: jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
     batch = {name: abstract(x, (batch_size, *x.shape[1:]), by_rows(mesh)) for name, x in example.items()}
     hypers = {"lr": jnp.zeros(part.n_groups), "momentum": jnp.float32(0), "weight_decay": jnp.float32(0)}
     hypers = jax.tree.map(lambda x: abstract(x, x.shape, replicated(mesh)), hypers)

@@ -35,8 +35,8 @@ class History:
     """`epochs`: a dict per epoch (epoch, train_loss, valid_loss, metrics, seconds, train_seconds, step); `losses`,
     `lrs`, `momentums`: per step.
 
-    `train_seconds` are `seconds` without validation. `train_loss` is the smoothed loss (beta .98, as fastai shows it) at
-    the end of the epoch.
+    `train_seconds` are `seconds` without validation. `train_loss` is the smoothed loss (beta .98, as fastai shows it)
+    at the end of the epoch.
     """
 
     epochs: list[dict] = dataclasses.field(default_factory=list)

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key
 
-from jaxfast.mesh import state_sharding
+from jaxfast.mesh import replicated, state_sharding
 from jaxfast.optim import label_by_prefix
 from jaxfast.precision import LossScale
 
@@ -161,7 +161,9 @@ def _opt_state(optimizer: Callable, part: Trainable, params: dict) -> optax.OptS
 
 def _made(build: Callable, mesh: Mesh | None, shard: bool, *args):
     """The result of `build(*args)` as one compiled program, laid out on `mesh`."""
-    layout = None if mesh is None else state_sharding(jax.eval_shape(build, *args), mesh, shard=shard)
+    layout = None if mesh is None else replicated(mesh)
+    if shard:
+        layout = state_sharding(jax.eval_shape(build, *args), mesh, shard=True)
     # It runs once and is all random bits, which LLVM takes long to optimize: 10 s of 11 for a small ResNet on CPU.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(build, out_shardings=layout, compiler_options=options)(*args)
