@@ -22,7 +22,7 @@ def init_distributed(
 
     A TPU pod, SLURM, Open MPI and Kubernetes are detected by jax. Elsewhere give all three of `coordinator`
     ("host:port" of process 0), `num_processes` and `process_id`. Called alone on one machine it does nothing.
-    ValueError when only some of the three are given.
+    ValueError when only some of the three are given; RuntimeError when jax has been used already.
     """
     given = coordinator, num_processes, process_id
     if any(value is not None for value in given) and None in given:
@@ -39,6 +39,10 @@ def init_distributed(
             # What jax says where it detects no cluster and was told of none: a machine on its own.
             if None not in given or "coordinator_address" not in str(error):
                 raise
+        except RuntimeError as error:
+            if "before any JAX calls" not in str(error):
+                raise
+            raise RuntimeError("jax has been used already: call init_distributed() before anything else") from None
     return jax.process_count() > 1
 
 

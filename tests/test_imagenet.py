@@ -12,8 +12,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "experiments" / "launch"
 JOINED = (
-    "import jax; from jaxfast.mesh import init_distributed; several = init_distributed({}); "
-    "print('joined', several, jax.process_count(), jax.process_index(), jax.device_count())"
+    "import jax, pathlib; from jaxfast.mesh import init_distributed; several = init_distributed(); "
+    "said = several, jax.process_count(), jax.device_count(); "
+    "pathlib.Path({folder!r}, f'joined-{{jax.process_index()}}').write_text(repr(said))"
 )
 
 
@@ -32,20 +33,32 @@ def fake(folder, name, script):
 
 
 @pytest.mark.slow
-def test_the_small_form_goes_on_where_it_was(tmp_path, capsys):
-    from experiments.imagenet import main
+def test_the_small_form_goes_on_where_it_was(tmp_path):
+    command = "-m experiments.imagenet --fake-data --fake-images 128 --model resnet18 --batch-size 32 --lr 0.05".split()
+    command += ["--ema", "0.5", "--every", "2", "--workdir", str(tmp_path / "run"), "--sizes", "32", "40"]
 
-    arguments = "--fake-data --fake-images 128 --model resnet18 --batch-size 32 --lr 0.05 --ema 0.5 --every 2".split()
-    arguments += ["--workdir", str(tmp_path / "run"), "--sizes", "32", "40", "--epochs", "2"]
-    results = main(arguments)
-    assert set(results) == {"last", "averaged"} and results["last"] != results["averaged"]
+    def run():
+        done = subprocess.run(
+            [sys.executable, *command, "--epochs", "2"],
+            cwd=ROOT,
+            env=environment(tmp_path, HOME=str(tmp_path)),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    first = run()
+    results = first[-2:]
+    assert [line.split()[0] for line in results] == ["last", "averaged"]
+    assert results[0].split()[1:] != results[1].split()[1:]
     with (tmp_path / "run" / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == [3, 6]  # one epoch of each size
     assert all(float(row["images/s"]) > 0 for row in rows)
-    capsys.readouterr()
-    assert main(arguments) == results
-    assert "going on from step 6" in capsys.readouterr().out
+    again = run()
+    assert any("going on from step 6" in line for line in again)
+    assert again[-2:] == results
 
 
 def test_it_wants_data(tmp_path):
@@ -93,14 +106,14 @@ def test_slurm_joins_its_processes(tmp_path):
         'for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & done; wait -n; a=$?; wait -n; exit $((a | $?))',
     )
     run = subprocess.run(
-        [LAUNCH / "slurm.sh", sys.executable, "-c", JOINED.format("")],
+        [LAUNCH / "slurm.sh", sys.executable, "-c", JOINED.format(folder=str(tmp_path))],
         env=environment(tmp_path),
         capture_output=True,
         text=True,
         timeout=300,
     )
-    lines = sorted(line for line in run.stdout.splitlines() if line.startswith("joined"))
-    assert lines == ["joined True 2 0 4", "joined True 2 1 4"], run.stderr
+    assert run.returncode == 0, run.stderr
+    assert [(tmp_path / f"joined-{i}").read_text() for i in (0, 1)] == ["(True, 2, 4)"] * 2
 
 
 def test_slurm_goes_back_into_the_queue(tmp_path):
@@ -153,3 +166,11 @@ def test_json_of_the_configuration():
     from experiments.imagenet import Config
 
     assert json.loads(json.dumps(dataclasses.asdict(Config("w"))))["sizes"] == [128, 192, 224]
+
+
+def test_too_late_to_join():
+    code = "import jax; jax.devices(); from jaxfast.mesh import init_distributed; init_distributed()"
+    late = subprocess.run([sys.executable, "-c", code], env=environment("/"), capture_output=True, text=True)
+    assert late.stderr.splitlines()[-1] == (
+        "RuntimeError: jax has been used already: call init_distributed() before anything else"
+    )
