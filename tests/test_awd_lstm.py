@@ -8,6 +8,7 @@ import torch
 from jax.test_util import check_grads
 
 from jaxfast import losses, optim, training
+from jaxfast.kernels import lstm as lstm_kernel
 from jaxfast.kernels.lstm import lstm
 from jaxfast.models.awd_lstm import AWDLSTM, LanguageModel
 from jaxfast.models.text_classifier import TextClassifier
@@ -85,10 +86,34 @@ def test_kernel_keeps_the_state_wide_and_has_its_numerical_gradient():
 def test_the_scan_holds_one_matmul_each_way():
     x, h, w_ih, w_hh, b = (jnp.ones(s) for s in [(4, 2, 3), (2, 5), (3, 20), (5, 20), (20,)])
     grads = jax.grad(lambda *a: lstm(a[0], (a[1], a[1]), *a[2:])[0].sum(), argnums=range(5))
-    jaxpr = jax.make_jaxpr(grads)(x, h, w_ih, w_hh, b).jaxpr
-    scans = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan"]
-    products = [[e.primitive.name for e in eqn.params["jaxpr"].eqns].count("dot_general") for eqn in scans]
-    assert products == [1, 1]
+
+    def scans(jaxpr):
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name == "scan":
+                yield eqn
+            for branch in eqn.params.get("branches", ()):
+                yield from scans(branch.jaxpr)
+
+    found = list(scans(jax.make_jaxpr(grads)(x, h, w_ih, w_hh, b).jaxpr))
+    products = [[e.primitive.name for e in eqn.params["jaxpr"].eqns].count("dot_general") for eqn in found]
+    assert products == [1, 1, 1, 1]  # forwards and backwards, of the plain form and of the CPU's
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_two_forms_agree_in_values_and_gradients(dtype):
+    key = iter(jax.random.split(jax.random.key(0), 9))
+    draw = lambda *shape: jax.random.normal(next(key), shape)
+    x, w_ih, w_hh, b = (a.astype(dtype) for a in (draw(4, 2, 3), draw(3, 20), draw(5, 20), draw(20)))
+    state, cotangents = (draw(2, 5), draw(2, 5)), (draw(4, 2, 5).astype(dtype), draw(2, 5), draw(2, 5))
+    results = []
+    for name in ("rows", "columns"):
+        values, kept = getattr(lstm_kernel, f"_forward_{name}")(x, *state, w_ih, w_hh, b)
+        results.append((values, getattr(lstm_kernel, f"_backward_{name}")(kept, cotangents)))
+    plain, on_cpu = (jax.tree.leaves(result) for result in results)
+    assert [(a.shape, a.dtype) for a in plain] == [(a.shape, a.dtype) for a in on_cpu]
+    tolerance = 1e-5 if dtype == jnp.float32 else 0.1
+    for a, b in zip(plain, on_cpu, strict=True):
+        np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), rtol=tolerance, atol=tolerance)
 
 
 def test_kernels_that_cannot_run_are_named():
