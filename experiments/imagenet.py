@@ -96,8 +96,8 @@ def module(config: Config, classes: int):
     from jaxfast import vision
     from jaxfast.models import ImageClassifier, LinearHead
 
-    body, mean, std = vision.ARCHITECTURES[config.model]
-    return ImageClassifier(body(), LinearHead(classes), mean=mean, std=std)
+    made = vision.ARCHITECTURES[config.model]
+    return ImageClassifier(made.body(), LinearHead(classes), mean=made.mean, std=made.std)
 
 
 def train(config: Config, quiet: bool = False):

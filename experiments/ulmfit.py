@@ -33,7 +33,11 @@ STAGES = ("few", "all")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What a run is made of: sizes, how much text, epochs of the language model and of the classifier's four cycles."""
+    """What a run is made of: sizes, how much text, how long the language model trains, and the classifier's cycles.
+
+    A cycle: epochs, the first group that trains, the rate of the last group, and by how much the first one's is lower.
+    From random weights the classifier trains as many epochs, all of it, at `random_lr`.
+    """
 
     sizes: dict
     max_vocab: int
@@ -44,8 +48,8 @@ class Config:
     epochs: int
     lr: float
     drop_mult: float
-    cycles: tuple[int, int, int, int]
-    classifier_lr: float = 2e-2
+    cycles: tuple[tuple[int, int, float, float], ...]
+    random_lr: float
     bptt: int = 72
     labelled: int = 500
     seeds: int = 3
@@ -53,11 +57,12 @@ class Config:
 
 SMALL = Config(
     {"emb_size": 128, "hidden_size": 256, "n_layers": 2}, max_vocab=8000, max_tokens=1_000_000, test_reviews=2000,
-    max_length=400, batch_size=32, epochs=8, lr=1e-2, drop_mult=0.3, cycles=(2, 2, 2, 4),
+    max_length=400, batch_size=32, epochs=8, lr=1e-2, drop_mult=0.3, cycles=((10, 0, 5e-3, 1.0),), random_lr=5e-3,
 )  # fmt: skip
 FULL = Config(
     {"emb_size": 400, "hidden_size": 1152, "n_layers": 3}, max_vocab=60_000, max_tokens=None, test_reviews=25_000,
-    max_length=None, batch_size=64, epochs=15, lr=5e-3, drop_mult=0.5, cycles=(1, 1, 1, 2),
+    max_length=None, batch_size=64, epochs=15, lr=5e-3, drop_mult=0.5,
+    cycles=((1, -1, 2e-2, 2.6**4), (1, -2, 1e-2, 2.6**4), (1, -3, 5e-3, 2.6**4), (2, 0, 1e-3, 2.6**4)), random_lr=5e-3,
 )  # fmt: skip
 
 
@@ -101,30 +106,30 @@ def language_model(config: Config, train: list, out: Path, quiet: bool):
 
 
 def classify(
-    config: Config, train: list, test: list, encoder, tokenizer, folder: Path, seed: int, quiet: bool
+    config: Config, train: list, valid: list, test: list, encoder, tokenizer, folder: Path, seed: int, quiet: bool
 ) -> float:
-    """Test accuracy of a classifier that is unfrozen step by step, from `encoder` or from random weights (None)."""
+    """Test accuracy of a classifier from `encoder`, or from random weights (None); the test reviews are read once."""
     from jaxfast import text
 
-    rows = [*train, *test]
-    data = text.from_texts(
-        [row[0] for row in rows], ["liked" if row[1] else "disliked" for row in rows], vocab=tokenizer,
-        valid=np.arange(len(train), len(rows)), batch_size=config.batch_size, max_length=config.max_length, buckets=4,
-        seed=seed, cache=folder.parent / "cache",
-    )  # fmt: skip
-    sizes = {} if encoder is not None else config.sizes
+    def data(rows, held_out):
+        texts, labels = zip(*rows, *held_out, strict=True)
+        return text.from_texts(
+            texts, ["liked" if label else "disliked" for label in labels], vocab=tokenizer,
+            valid=np.arange(len(rows), len(texts)), batch_size=config.batch_size, max_length=config.max_length,
+            buckets=4, seed=seed, cache=folder.parent / "cache",
+        )  # fmt: skip
+
     learn = text.classifier_learner(
-        data, encoder=encoder, config=sizes, drop_mult=config.drop_mult, bptt=config.bptt, weight_decay=0.1, seed=seed,
-        checkpoints=folder, quiet=quiet,
+        data(train, valid), encoder=encoder, config={} if encoder is not None else config.sizes,
+        drop_mult=config.drop_mult, bptt=config.bptt, weight_decay=0.1, seed=seed, checkpoints=folder, quiet=quiet,
     )  # fmt: skip
-    lr = config.classifier_lr
-    if encoder is None:  # nothing to be careful of
-        learn.fit_one_cycle(sum(config.cycles), lr / 4)
-        return learn.validate()["accuracy"]
-    for epochs, frozen, rate in zip(config.cycles, (-1, -2, -3, 0), (lr, lr / 2, lr / 4, lr / 20), strict=True):
-        learn.freeze_to(frozen)
-        learn.fit_one_cycle(epochs, slice(rate / 2.6**4, rate))
-    return learn.validate()["accuracy"]
+    if encoder is None:
+        learn.fit_one_cycle(sum(epochs for epochs, *_ in config.cycles), config.random_lr)
+    else:
+        for epochs, frozen, rate, lower in config.cycles:
+            learn.freeze_to(frozen)
+            learn.fit_one_cycle(epochs, slice(rate / lower, rate))
+    return learn.validate(data(train, test).valid)["accuracy"]
 
 
 def run(config: Config, out: Path, stages: tuple[str, ...], given: str | None = None, quiet: bool = False) -> dict:
@@ -133,6 +138,7 @@ def run(config: Config, out: Path, stages: tuple[str, ...], given: str | None = 
     if config.test_reviews < len(test):
         test = few_labels([test[i] for i in np.random.default_rng(1).permutation(len(test))], config.test_reviews)
     lm_rows = first_tokens(train, config.max_tokens)
+    train, valid = train[: -config.labelled], train[-config.labelled :]  # the last ones to look at while training
     learn = language_model(config, lm_rows, out, quiet)
     data, result = learn.data, {"config": dataclasses.asdict(config)}
     tokenizer = data.codec.tokenizer
@@ -145,10 +151,10 @@ def run(config: Config, out: Path, stages: tuple[str, ...], given: str | None = 
     print(result["lm"], flush=True)
     weights, columns = learn.weights, lambda rows: tuple(zip(*rows, strict=True))
     if "few" in stages:
-        few = few_labels(lm_rows, config.labelled)
+        few = few_labels(first_tokens(train, config.max_tokens), config.labelled)
         scores = {
             name: [
-                classify(config, few, test, encoder, tokenizer, out / f"few_{name}_{seed}", seed, quiet)
+                classify(config, few, valid, test, encoder, tokenizer, out / f"few_{name}_{seed}", seed, quiet)
                 for seed in range(config.seeds)
             ]
             for name, encoder in (("pretrained", weights), ("random", None))
@@ -158,7 +164,7 @@ def run(config: Config, out: Path, stages: tuple[str, ...], given: str | None = 
         result["few"] = {"labelled": len(few), **scores, "mean": means, "tfidf": tfidf}
         print(result["few"], flush=True)
     if "all" in stages:
-        accuracy = classify(config, train, test, weights, tokenizer, out / "all", 0, quiet)
+        accuracy = classify(config, train, valid, test, weights, tokenizer, out / "all", 0, quiet)
         result["all"] = {"accuracy": accuracy, "tfidf": tfidf_accuracy(*columns(train), *columns(test))}
         print(result["all"], flush=True)
     out.mkdir(parents=True, exist_ok=True)

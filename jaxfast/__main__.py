@@ -93,7 +93,7 @@ def _likeliest(answer: Any, export: Export, top: int | None) -> list[tuple[str, 
 
 def _as_json(row: Row, export: Export, top: int | None) -> dict[str, Any]:
     answer = row.pop("answer")
-    if not hasattr(answer, "probabilities"):
+    if not hasattr(answer, "index"):
         return row | {"value": np.asarray(answer.value).tolist()}
     index = np.asarray(answer.index).tolist()
     return row | {"label": answer.label, "index": index, "probabilities": dict(_likeliest(answer, export, top))}
@@ -105,7 +105,7 @@ def _print_table(rows: Sequence[Row], export: Export, top: int) -> None:
     from rich.text import Text
 
     console = Console()
-    named = hasattr(rows[0]["answer"], "probabilities")
+    named = hasattr(rows[0]["answer"], "index")
     several = named and np.ndim(rows[0]["answer"].index) > 0  # any number of labels
     names = [name for name in rows[0] if name != "answer"]
     table = Table(show_edge=False)
@@ -115,7 +115,8 @@ def _print_table(rows: Sequence[Row], export: Export, top: int) -> None:
         answer = row["answer"]
         where = [Text(str(row[name])) for name in names] + ([Text(answer.label)] if several else [])
         if not named:
-            table.add_row(*where, " ".join(f"{value:.6g}" for value in np.ravel(answer.value)))
+            label = getattr(answer, "label", None)  # of a mask: its classes and their shares
+            table.add_row(*where, label or " ".join(f"{value:.6g}" for value in np.ravel(answer.value)))
             continue
         for i, (label, probability) in enumerate(_likeliest(answer, export, top)):
             table.add_row(*(where if i == 0 else [""] * len(where)), Text(label), f"{probability:.4f}")

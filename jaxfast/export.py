@@ -99,8 +99,9 @@ class Export:
                 good = [example for example in examples if not isinstance(example, Exception)]
                 batch = {name: _stacked([example[name] for example in good]) for name in self.about["inputs"] if good}
                 rows = iter(self._padded(batch, size) if good else ())
-                for example in examples:
-                    yield example if isinstance(example, Exception) else self.codec.decode(next(rows))
+                for i, example in enumerate(examples, start):
+                    answer = example if isinstance(example, Exception) else self.codec.decode(next(rows))
+                    yield answer.of(items[i]) if hasattr(answer, "of") else answer  # places, in the item's own pixels
 
     def __call__(self, batch: Mapping[str, Any]) -> np.ndarray:
         """Predictions (batch, ...) for stacked arrays by name, as `about["inputs"]` says; compiles once per batch size.

@@ -8,27 +8,32 @@ from pathlib import Path
 import flax.linen as nn
 import jax
 import numpy as np
-import optax
 
-from jaxfast import losses, optim, schedules, training
+from jaxfast import losses, optim, training
 from jaxfast import metrics as metrics_
 from jaxfast import precision as precision_
 from jaxfast.data import loader
 from jaxfast.data.prediction import Prediction
 from jaxfast.export import save_export
-from jaxfast.interpret import Interpretation, Interval, check_level, confidence_interval, grad_cam
+from jaxfast.fits import Fits
+from jaxfast.interpret import (
+    INTERPRETATIONS,
+    Interpretation,
+    Interval,
+    LabelInterpretation,
+    SegmentationInterpretation,
+    check_level,
+    confidence_interval,
+    grad_cam,
+)
 from jaxfast.mesh import check_batch_size, data_mesh
-from jaxfast.messages import check_whole, first
+from jaxfast.messages import first
 from jaxfast.training import check
-from jaxfast.training.progress import bar
 
 OPTIMIZERS = {"adamw": optim.hyper_adamw, "sgd": optim.hyper_sgd, "rmsprop": optim.hyper_rmsprop}
 
-Recipes = Sequence[training.recipes.AfterEpoch]
-Rates = float | slice | Sequence[float] | optax.Schedule
 
-
-class Learner:
+class Learner(Fits):
     """Trains `module` on `data`: holds a state and calls the functions of `jaxfast.training`.
 
     `data`: an object with train, valid, batch_size, inputs, classes, augment, prepare and encode, such as
@@ -88,6 +93,7 @@ class Learner:
         self.frozen_to = 0
         self.history = training.History()
         self._pace = training.Pace()
+        self._resident, self._sizes = resident, {}
         self._programs = training.Programs(
             self.module,
             data,
@@ -96,7 +102,7 @@ class Learner:
             optimizer,
             self.mesh,
             norm_groups or self.mesh.size,
-            loader.fits(data.train, data.valid) if resident == "auto" else bool(resident),
+            _lies_on_device(data, resident),
             accumulate,
             shard,
         )
@@ -117,119 +123,7 @@ class Learner:
             shard=shard,
         )
 
-    # Training
-
-    def lr_find(self, start: float = 1e-7, end: float = 10.0, steps: int = 100) -> training.LRFinder:
-        """Try rates from `start` to `end` on a copy of the state; the learner stays as it is. See
-        `training.lr_find`."""
-        with bar("lr_find", steps, quiet=self.quiet) as update:
-            return training.lr_find(
-                self.state,
-                self._programs.chunk(self._part),
-                self._feed,
-                start=start,
-                end=end,
-                steps=steps,
-                n_groups=self._part.n_groups,
-                weight_decay=self.weight_decay,
-                pace=self._pace,
-                on_progress=update,
-            )
-
-    def fit(self, epochs: int, lr: Rates, *, weight_decay: float | None = None, after_epoch: Recipes = ()) -> None:
-        """Train at a constant rate (or by a schedule over all steps, the same for every group) and the first
-        momentum."""
-        if callable(lr):
-            rates = [lr] * self._part.n_groups
-        else:
-            rates = self._rates(lr)
-        self._fit(epochs, rates, self.moms[0], weight_decay, after_epoch)
-
-    def fit_one_cycle(
-        self,
-        epochs: int,
-        lr: Rates,
-        *,
-        div: float = 25.0,
-        div_final: float = 1e5,
-        pct_start: float = 0.25,
-        moms: Sequence[float] | None = None,
-        weight_decay: float | None = None,
-        after_epoch: Recipes = (),
-    ) -> None:
-        """Train with one cycle of rate and momentum (Smith 2018; fastai's fit_one_cycle): `schedules.one_cycle`."""
-        steps = self._steps(epochs)
-        rates = [
-            schedules.one_cycle(steps, rate, pct_start=pct_start, div=div, div_final=div_final)
-            for rate in self._rates(lr)
-        ]
-        momentum = schedules.one_cycle_momentum(steps, moms or self.moms, pct_start=pct_start)
-        self._fit(epochs, rates, momentum, weight_decay, after_epoch)
-
-    def fit_flat_cos(
-        self,
-        epochs: int,
-        lr: Rates,
-        *,
-        div_final: float = 1e5,
-        pct_start: float = 0.75,
-        weight_decay: float | None = None,
-        after_epoch: Recipes = (),
-    ) -> None:
-        """Train at a flat rate, then a cosine down to lr / div_final (fastai's fit_flat_cos)."""
-        steps = self._steps(epochs)
-        rates = [
-            schedules.flat_cosine(steps, rate, div_final=div_final, pct_start=pct_start) for rate in self._rates(lr)
-        ]
-        self._fit(epochs, rates, self.moms[0], weight_decay, after_epoch)
-
-    def fit_sgdr(
-        self,
-        n_cycles: int,
-        cycle_len: int,
-        lr: Rates,
-        *,
-        cycle_mult: int = 2,
-        weight_decay: float | None = None,
-        after_epoch: Recipes = (),
-    ) -> None:
-        """Train with warm restarts (Loshchilov and Hutter 2017; fastai's fit_sgdr): cycles of cycle_len * cycle_mult**i
-        epochs, each a cosine from the rate to 0."""
-        epochs = sum(cycle_len * cycle_mult**i for i in range(n_cycles))
-        per_cycle = self._steps(cycle_len)
-        rates = [schedules.sgdr(n_cycles, per_cycle, rate, cycle_mult=cycle_mult) for rate in self._rates(lr)]
-        self._fit(epochs, rates, self.moms[0], weight_decay, after_epoch)
-
-    def fine_tune(
-        self,
-        epochs: int,
-        lr: float = 2e-3,
-        *,
-        freeze_epochs: int = 1,
-        lr_mult: float = 100.0,
-        pct_start: float = 0.3,
-        div: float = 5.0,
-        weight_decay: float | None = None,
-        after_epoch: Recipes = (),
-    ) -> None:
-        """Train the head with the body frozen, then everything with discriminative rates (fastai's fine_tune).
-
-        A cycle of `freeze_epochs` at slice(lr) with pct_start .99; then lr is halved, and `epochs` at slice(lr /
-        lr_mult, lr).
-        """
-        check.check_fine_tune(epochs, freeze_epochs, lr, lr_mult)
-        self.freeze()
-        self.fit_one_cycle(freeze_epochs, slice(lr), pct_start=0.99, weight_decay=weight_decay, after_epoch=after_epoch)
-        self.unfreeze()
-        lr = lr / 2
-        self.fit_one_cycle(
-            epochs,
-            slice(lr / lr_mult, lr),
-            pct_start=pct_start,
-            div=div,
-            weight_decay=weight_decay,
-            after_epoch=after_epoch,
-        )
+    # Which parameters train, and on which size
 
     def freeze_to(self, n: int) -> None:
         """Freeze the parameter groups before group `n` (negative: counted from the end). A change of the trained
@@ -256,6 +150,27 @@ class Learner:
         """Train everything."""
         self.freeze_to(0)
 
+    def resize(self, size: int | tuple[int, int], *, presize: int | tuple[int, int] | None = None) -> None:
+        """Go on with the same weights on images of another size (progressive resizing, as the course does).
+
+        `size` and `presize` as in `vision.from_folder`; the images are read anew, the split stays. Each size compiles
+        its programs once, also when the learner comes back to it. ValueError for data without sizes, and for a
+        `presize` below the size.
+        """
+        if not hasattr(self.data, "resized"):
+            raise ValueError(f"{type(self.data).__name__} has no size: only images can be resized")
+        data = self.data.resized(size, presize)
+        key = data.size, data.train.size
+        self._sizes[self.data.size, self.data.train.size] = self._programs, self._pace
+        programs, pace = self._sizes.get(key, (None, training.Pace()))
+        if programs is None:
+            resident = _lies_on_device(data, self._resident)
+            programs = dataclasses.replace(self._programs, data=data, resident=resident, _chunks={})
+            check.check_task(programs, self.state.variables)
+        self.data, self._programs, self._pace = programs.data, programs, pace
+        for name in ("_feed", "_valid_data"):  # the images of the size before leave the device
+            self.__dict__.pop(name, None)
+
     # Evaluation
 
     def validate(self, dataset=None) -> dict[str, float]:
@@ -268,13 +183,20 @@ class Learner:
         dataset = self.data.valid if dataset is None else dataset
         return self._programs.outputs(self.state.variables, dataset)[:2]
 
-    def tta(self, dataset=None, *, n: int = 4, beta: float = 0.25) -> tuple[np.ndarray, np.ndarray]:
+    def tta(
+        self, dataset=None, *, n: int = 4, beta: float = 0.25, crops: int | None = None, zoom: float = 1.0
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Predictions averaged over `n` augmented copies, moved to the plain ones by `beta`, and targets (fastai's
         tta).
 
         The data's own transforms, without MixUp and CutMix. ValueError for data without any, n < 1, beta outside 0..1.
+        With `crops` instead the mean over 5 crops of the stored images, which a presize makes larger than what the
+        model sees: the centre and the corners; or over 10, their mirror images too. `zoom` enlarges images first
+        (`training.tta.corner_crops`).
         """
         dataset = self.data.valid if dataset is None else dataset
+        if crops is not None:
+            return self._programs.crop_tta(self.state.variables, dataset, n=crops, zoom=zoom)
         return self._programs.tta(self.state.variables, dataset, self.state.key, n=n, beta=beta)
 
     def intervals(self, dataset=None, *, level: float = 0.95, n: int = 1000, seed: int = 0) -> dict[str, Interval]:
@@ -287,13 +209,21 @@ class Learner:
     def predict(self, item) -> Prediction:
         """What the model says of one item: a path, a PIL image, an array, or an example such as `data.valid[3]`."""
         outputs = self._programs.predict(self.state.variables, self._encode(item))
-        return self.data.decode(np.asarray(outputs)[0])
+        answer = self.data.decode(np.asarray(outputs)[0])
+        return answer.of(item) if hasattr(answer, "of") else answer
 
-    def interpret(self, dataset=None) -> Interpretation:
-        """Losses and probabilities of every validation example: top losses, confusion matrix, most confused classes."""
+    def interpret(self, dataset=None) -> Interpretation | LabelInterpretation | SegmentationInterpretation:
+        """Losses and predictions of every validation example: top losses, confusion matrix, most confused classes; of
+        any number of labels each, thresholds and a report for each label; of masks, every class's overlap.
+
+        ValueError for a task without classes.
+        """
+        task = getattr(self.data, "task", "single_label")
+        if task not in INTERPRETATIONS:
+            raise ValueError(f"an interpretation is of classes, this data is for {task}: see show_results or get_preds")
         dataset = self.data.valid if dataset is None else dataset
         probabilities, targets, losses_ = self._programs.outputs(self.state.variables, dataset)
-        return Interpretation(probabilities, targets, losses_, self.data.classes, dataset)
+        return INTERPRETATIONS[task](probabilities, targets, losses_, self.data.classes, dataset)
 
     def heatmap(self, item, *, layer: str | None = None, target: int | None = None):
         """Grad-CAM: where the evidence for class `target` (default: the predicted one) lies, at block `layer`
@@ -348,6 +278,7 @@ class Learner:
             self.frozen_to, self.train_norm, self.state = before
             raise
         self._programs = dataclasses.replace(self._programs, norm_groups=about["norm_groups"], _chunks={})
+        self._sizes = {}
 
     def export(self, path: str | Path) -> None:
         """Write the model as one file that `jaxfast.load_export` predicts with, without its code:
@@ -387,32 +318,6 @@ class Learner:
         example = self.data.encode(item)
         return {name: np.asarray(value)[None] for name, value in example.items() if name != "target"}
 
-    def _steps(self, epochs: int) -> int:
-        check_whole("epochs", epochs)
-        return epochs * (len(self.data.train) // self.data.batch_size)
 
-    def _rates(self, lr: Rates) -> tuple[float, ...]:
-        check.check_rates(lr)
-        return optim.discriminative(lr, self._part.n_groups)
-
-    def _fit(self, epochs: int, rates, momentum, weight_decay: float | None, after_epoch: Recipes) -> None:
-        decay = self.weight_decay if weight_decay is None else weight_decay
-        names = [metric.name for metric in self._programs.metrics]
-        check.check_fit(after_epoch, names, decay)
-        states = training.fit_epochs(
-            self.state,
-            self._programs.chunk(self._part),
-            self._feed,
-            training.hyper_rows(self._steps(epochs), rates, momentum, decay),
-            epochs,
-            validate=lambda variables: self._programs.validate(variables, self._valid_data),
-            metrics=names,
-            history=self.history,
-            after_epoch=after_epoch,
-            checkpoints=self.checkpoints,
-            about=self._about,
-            pace=self._pace,
-            quiet=self.quiet,
-        )
-        for state in states:
-            self.state = state
+def _lies_on_device(data, resident: bool | str) -> bool:
+    return loader.fits(data.train, data.valid) if resident == "auto" else bool(resident)

@@ -4,7 +4,7 @@ The training step averages them; validation sums them with padded rows left out.
 function that turns a model's outputs into what a person reads (probabilities, values).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -13,6 +13,9 @@ import optax
 from jaxtyping import Array, Float, Int
 
 Loss = Callable[[Array, Array], Float[Array, " batch"]]
+
+VOID = 255
+"""The target of a pixel that belongs to no class: it counts in no loss and no metric."""
 
 
 def _per_example(values: Array) -> Float[Array, " batch"]:
@@ -66,8 +69,88 @@ def mse(outputs: Array, target: Array) -> Float[Array, " batch"]:
     return _per_example(jnp.square(outputs - target))
 
 
+def segmentation_cross_entropy(
+    logits: Float[Array, "batch height width classes"], target: Int[Array, "batch height width"]
+) -> Float[Array, " batch"]:
+    """Softmax cross entropy in nats, the mean over the pixels of an image that are not VOID; 0 where all are."""
+    log_p, truth, real = _pixels("segmentation_cross_entropy", logits, target)
+    return _mean_of_real(-(truth * log_p).sum(-1), real)
+
+
+def focal(
+    logits: Float[Array, "batch height width classes"], target: Int[Array, "batch height width"], *, gamma: float = 2.0
+) -> Float[Array, " batch"]:
+    """Cross entropy weighted by (1 - p)^gamma with p the probability of the truth, so that sure pixels count less: the
+    mean over the pixels of an image that are not VOID (Lin et al. 2017, without their weights of classes)."""
+    if not gamma >= 0:
+        raise ValueError(f"gamma={gamma}: give a number from 0 (plain cross entropy) on")
+    log_p, truth, real = _pixels("focal", logits, target)
+    log_p = (truth * log_p).sum(-1)
+    # a floor, as the derivative of a power below 1 has none
+    unsure = jnp.maximum(-jnp.expm1(log_p), jnp.finfo(log_p.dtype).tiny)
+    return _mean_of_real(-(unsure**gamma) * log_p, real)
+
+
+def dice(
+    logits: Float[Array, "batch height width classes"],
+    target: Int[Array, "batch height width"],
+    *,
+    smooth: float = 1e-6,
+) -> Float[Array, " batch"]:
+    """1 - the mean over classes of (2 sum(p t) + smooth) / (sum(p) + sum(t) + smooth), 0..1.
+
+    The sums are over the pixels of an image that are not VOID; p are softmax probabilities and t is 1 at pixels of the
+    class (Milletari et al. 2016; fastai's DiceLoss, of which this is the mean, not the sum, over classes and images). A
+    class that is not in the image counts almost 1.
+    """
+    log_p, truth, real = _pixels("dice", logits, target)
+    p = jnp.exp(log_p) * real[..., None]
+    both, sizes = (p * truth).sum((1, 2)), (p + truth).sum((1, 2))
+    return 1 - ((2 * both + smooth) / (sizes + smooth)).mean(-1)
+
+
+def pixel_mse(
+    logits: Float[Array, "batch height width classes"], target: Int[Array, "batch height width"]
+) -> Float[Array, " batch"]:
+    """Mean squared error of the softmax probabilities against 1 for the truth and 0 for the other classes (Brier 1950),
+    over the classes and the pixels of an image that are not VOID. For outputs that are pictures themselves: `mse`."""
+    log_p, truth, real = _pixels("pixel_mse", logits, target)
+    return _mean_of_real(jnp.square(jnp.exp(log_p) - truth).mean(-1), real)
+
+
+def weighted_sum(outputs: Array, target: Array, *, terms: Sequence[tuple[float, Loss]]) -> Float[Array, " batch"]:
+    """Several losses in one: the sum of weight * loss over `terms`, which `functools.partial` fixes.
+
+    >>> both = partial(weighted_sum, terms=((1.0, segmentation_cross_entropy), (0.5, dice)))
+    >>> both(jnp.zeros((1, 4, 4, 2)), jnp.zeros((1, 4, 4), jnp.uint8)).round(4).tolist()
+    [1.0265]
+    """
+    return sum(weight * loss(outputs, target) for weight, loss in terms)
+
+
+def _pixels(loss: str, logits: Array, target: Array) -> tuple[Array, Array, Array]:
+    """(log probabilities, the truth as 0 and 1 per class, whether it is no VOID) of every pixel, in at least fp32."""
+    if logits.ndim != 4 or logits.shape[:-1] != target.shape or not jnp.issubdtype(target.dtype, jnp.integer):
+        raise ValueError(
+            f"{loss} takes outputs (batch, height, width, classes) and whole-numbered masks of the same size, these "
+            f"are {logits.shape} and {target.dtype} {target.shape}: give masks and a model that fit"
+        )
+    log_p = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+    return log_p, jax.nn.one_hot(target, logits.shape[-1], dtype=log_p.dtype), target != VOID
+
+
+def _mean_of_real(values: Array, real: Array) -> Array:
+    return jnp.where(real, values, 0).sum((1, 2)) / jnp.maximum(real.sum((1, 2)), 1)
+
+
+_softmax = partial(jax.nn.softmax, axis=-1)
+_identity = lambda outputs: outputs
 _activations = {
-    cross_entropy: partial(jax.nn.softmax, axis=-1),
+    cross_entropy: _softmax,
+    segmentation_cross_entropy: _softmax,
+    focal: _softmax,
+    dice: _softmax,
+    pixel_mse: _softmax,
     binary_cross_entropy: jax.nn.sigmoid,
 }
 
@@ -75,9 +158,20 @@ _activations = {
 def activation_of(loss: Loss) -> Callable[[Array], Array]:
     """What turns the outputs that `loss` takes into probabilities; the identity for a loss that is not of this file.
 
+    Of a `weighted_sum` it is that of its terms, of which ValueError says where they differ.
+
     >>> activation_of(partial(cross_entropy, label_smoothing=0.1))(jnp.zeros((1, 4))).tolist()
     [[0.25, 0.25, 0.25, 0.25]]
     """
+    terms = ()
     while isinstance(loss, partial):
+        terms = loss.keywords.get("terms", terms)
         loss = loss.func
-    return _activations.get(loss, lambda outputs: outputs)
+    if loss is not weighted_sum:
+        return _activations.get(loss, _identity)
+    activations = {activation_of(term) for _, term in terms}
+    if len(activations) != 1:
+        raise ValueError(
+            f"the {len(terms)} terms of weighted_sum read outputs in {len(activations)} ways: give losses of one task"
+        )
+    return activations.pop()

@@ -9,12 +9,15 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from jaxfast import models
 from jaxfast.data.image_data import ImageData
-from jaxfast.data.image_from import from_arrays, from_folder, from_frame, from_packed, from_source, from_tfds
+from jaxfast.data.image_from import from_arrays, from_folder, from_frame
+from jaxfast.data.image_from_masks import from_masks
+from jaxfast.data.image_from_records import from_packed, from_source, from_tfds
 from jaxfast.learner import Learner
-from jaxfast.losses import Loss, binary_cross_entropy, cross_entropy
+from jaxfast.losses import Loss, binary_cross_entropy, cross_entropy, mse, segmentation_cross_entropy
 from jaxfast.messages import check_number, check_type, first, nearest
-from jaxfast.models import ClassifierHead, ImageClassifier, efficientnet_lite, resnet
+from jaxfast.models import ClassifierHead, DynamicUnet, ImageClassifier, efficientnet_lite, resnet
 from jaxfast.pretrained import adapt_statistics, find_weights, load_body
 from jaxfast.training.state import init_variables
 
@@ -24,32 +27,50 @@ __all__ = [
     "from_arrays",
     "from_folder",
     "from_frame",
+    "from_masks",
     "from_packed",
     "from_source",
     "from_tfds",
     "learner",
+    "unet_learner",
 ]
 
 
 class Architecture(NamedTuple):
-    """A body, and the statistics of the pixels that its published weights were trained on (0..255 units)."""
+    """A body, the statistics of the pixels that its published weights were trained on (0..255 units), and which of its
+    blocks is the last that a U-Net uses."""
 
     body: Callable[[], nn.Module]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    unet_last: int = -1
 
 
+_IMAGENET = resnet.MEAN, resnet.STD
+_LITE = efficientnet_lite.MEAN, efficientnet_lite.STD, -2
 ARCHITECTURES = {
-    "resnet18": Architecture(resnet.resnet18, resnet.MEAN, resnet.STD),
-    "resnet34": Architecture(resnet.resnet34, resnet.MEAN, resnet.STD),
-    "resnet50": Architecture(resnet.resnet50, resnet.MEAN, resnet.STD),
-    "resnet101": Architecture(resnet.resnet101, resnet.MEAN, resnet.STD),
-    "resnet152": Architecture(resnet.resnet152, resnet.MEAN, resnet.STD),
-    "efficientnet_lite0": Architecture(
-        efficientnet_lite.efficientnet_lite0, efficientnet_lite.MEAN, efficientnet_lite.STD
-    ),
+    "resnet18": Architecture(models.resnet18, *_IMAGENET),
+    "resnet34": Architecture(models.resnet34, *_IMAGENET),
+    "resnet50": Architecture(models.resnet50, *_IMAGENET),
+    "resnet101": Architecture(models.resnet101, *_IMAGENET),
+    "resnet152": Architecture(models.resnet152, *_IMAGENET),
+    "xresnet18": Architecture(models.xresnet18, *_IMAGENET),
+    "xresnet34": Architecture(models.xresnet34, *_IMAGENET),
+    "xresnet50": Architecture(models.xresnet50, *_IMAGENET),
+    "xresnet101": Architecture(models.xresnet101, *_IMAGENET),
+    "densenet121": Architecture(models.densenet121, *_IMAGENET),
+    "densenet161": Architecture(models.densenet161, *_IMAGENET),
+    "densenet169": Architecture(models.densenet169, *_IMAGENET),
+    "densenet201": Architecture(models.densenet201, *_IMAGENET),
+    "vgg16": Architecture(models.vgg16, *_IMAGENET),
+    "vgg16_bn": Architecture(models.vgg16_bn, *_IMAGENET),
+    "vgg19": Architecture(models.vgg19, *_IMAGENET),
+    "vgg19_bn": Architecture(models.vgg19_bn, *_IMAGENET),
+    "efficientnet_lite0": Architecture(models.efficientnet_lite0, *_LITE),
+    "efficientnet_lite1": Architecture(models.efficientnet_lite1, *_LITE),
+    "efficientnet_lite2": Architecture(models.efficientnet_lite2, *_LITE),
 }
-"""The names that `learner` takes."""
+"""The names that `learner` and `unet_learner` take."""
 
 
 def learner(
@@ -61,54 +82,138 @@ def learner(
     loss: Loss | None = None,
     hidden: Sequence[int] = (512,),
     dropout: float = 0.5,
+    y_range: tuple[float, float] | None = None,
     seed: int = 0,
     **options: Any,
 ) -> Learner:
-    """A classifier for `data`: the body `arch` (a name of `ARCHITECTURES`) under fastai's head.
+    """A model for `data`: the body `arch` (a name of `ARCHITECTURES`) under fastai's head.
 
     `pretrained`: True for the architecture's documented source of ImageNet weights (`pretrained.weights_path`), the
     path of a .pth or .safetensors file, a repository of the Hugging Face hub such as "timm/resnet50.a1_in1k" (which
     also gives the pixels' mean and deviation: `pretrained.find_weights`), or False for random weights. Weights for RGB
     are adapted to grey images by timm's rule. `hidden` and `dropout` are `ClassifierHead`'s.
     By default the loss is cross entropy and the metric accuracy; for any number of labels per image, binary cross
-    entropy and accuracy_multi. `options` are `Learner`'s. Raises ValueError for an unknown architecture and for what
-    `Learner` and the weights' reader refuse.
+    entropy and accuracy_multi; for numbers and points, mean squared error and rmse. `y_range`: the lowest and the
+    highest number that a regression can answer, of points (-1, 1) by default, the borders of the image. `options` are
+    `Learner`'s. Raises ValueError for an unknown architecture, masks, a `y_range` of classes, and for what `Learner`
+    and the weights' reader refuse.
     """
-    if arch not in ARCHITECTURES:
-        raise ValueError(
-            f"unknown architecture {arch!r}: give one of {first(list(ARCHITECTURES), 20)}{nearest(arch, ARCHITECTURES)}"
-        )
-    check_type("data", data, ImageData, "vision.from_folder or another vision.from_...")
     check_number("dropout", dropout, 0, 1)
     if not isinstance(hidden, Sequence) or not all(isinstance(width, int) and width > 0 for width in hidden):
         raise ValueError(f"hidden={hidden!r}: give the widths of the head's layers, such as (512,)")
-    body, mean, std = ARCHITECTURES[arch]
-    if pretrained is not False:
-        weights = find_weights(arch, pretrained)
-        mean, std = weights.mean or mean, weights.std or std
-    mean, std = adapt_statistics(mean, data.channels), adapt_statistics(std, data.channels)
-    module = ImageClassifier(body(), ClassifierHead(data.n_out, tuple(hidden), dropout), mean, std)
-    multi = data.task == "multi_label"
-    variables = None
-    if pretrained is not False:
-        variables = _with_body_of(arch, weights.path, module, data, seed)
+    body, mean, std, weights = _body(data, arch, pretrained)
+    if data.task == "segmentation":
+        raise ValueError("the targets are masks, a class for every pixel: use vision.unet_learner")
+    n_out = (len(data.classes), 2) if data.task == "points" else data.n_out
+    head = ClassifierHead(n_out, tuple(hidden), dropout, _checked_range(y_range, data.task))
+    module = ImageClassifier(body, head, mean, std)
+    default_loss, default_metric = _DEFAULTS[data.task]
     return Learner(
         data,
         module,
-        loss=loss or (binary_cross_entropy if multi else cross_entropy),
-        metrics=(("accuracy_multi",) if multi else ("accuracy",)) if metrics is None else metrics,
-        variables=variables,
+        loss=loss or default_loss,
+        metrics=(default_metric,) if metrics is None else metrics,
+        variables=weights and _with_body_of(arch, weights, module, data, seed),
         seed=seed,
         **options,
     )
 
 
-def _with_body_of(arch: str, path: os.PathLike, module: ImageClassifier, data: ImageData, seed: int) -> dict:
+_DEFAULTS = {
+    "single_label": (cross_entropy, "accuracy"),
+    "multi_label": (binary_cross_entropy, "accuracy_multi"),
+    "regression": (mse, "rmse"),
+    "points": (mse, "rmse"),
+}
+"""The loss and the metric of a task."""
+
+
+def _checked_range(y_range: Sequence[float] | None, task: str) -> tuple[float, float] | None:
+    """`y_range`, or what a task has without one."""
+    if y_range is None:
+        return (-1.0, 1.0) if task == "points" else None
+    if task not in ("regression", "points"):
+        raise ValueError(f"y_range={y_range} bounds numbers, the targets are {task}: leave it out")
+    if not isinstance(y_range, Sequence) or len(y_range) != 2 or not y_range[0] < y_range[1]:
+        raise ValueError(f"y_range={y_range}: give (lowest, highest)")
+    return tuple(map(float, y_range))
+
+
+def unet_learner(
+    data: ImageData,
+    arch: str,
+    *,
+    pretrained: bool | str | os.PathLike = True,
+    metrics: Sequence[str | Callable] = ("mean_iou",),
+    loss: Loss | None = None,
+    blur: bool = False,
+    blur_final: bool = True,
+    self_attention: bool = False,
+    y_range: tuple[float, float] | None = None,
+    last_cross: bool = True,
+    bottleneck: bool = False,
+    seed: int = 0,
+    **options: Any,
+) -> Learner:
+    """A class for every pixel of `data`: a U-Net (`DynamicUnet`, which explains its options) over the body `arch`.
+
+    `pretrained` and `options` as in `learner`. The loss is cross entropy over the pixels that are not VOID; others are
+    `losses.dice`, `losses.focal`, `losses.pixel_mse`, and sums of them by `losses.weighted_sum`. Metrics of masks are
+    mean_iou, dice and pixel_accuracy. Raises ValueError as `learner` does, for data without masks where no loss is
+    given, and for images that are too small for the body.
+    """
+    body, mean, std, weights = _body(data, arch, pretrained)
+    if loss is None and data.task != "segmentation":
+        raise ValueError(
+            f"a U-Net gives a class for every pixel, the targets are {data.task}: give data with masks, such as "
+            "vision.from_masks makes, or use vision.learner"
+        )
+    if loss is None and y_range is not None:
+        raise ValueError(f"y_range={y_range} bounds numbers, the targets are classes: leave it out, or give a loss")
+    last = body.block_names[ARCHITECTURES[arch].unet_last]
+    module = DynamicUnet(
+        body, data.n_out, mean, std, blur, blur_final, self_attention, y_range, last_cross, bottleneck, last
+    )  # fmt: skip
+    return Learner(
+        data,
+        module,
+        loss=loss or segmentation_cross_entropy,
+        metrics=metrics,
+        variables=weights and _with_body_of(arch, weights, module, data, seed),
+        seed=seed,
+        **options,
+    )
+
+
+def _body(data: ImageData, arch: str, pretrained: bool | str | os.PathLike):
+    """(body, mean, std, the file of its weights or None) of an architecture, for the channels of `data`."""
+    if arch not in ARCHITECTURES:
+        raise ValueError(
+            f"unknown architecture {arch!r}: give one of {first(list(ARCHITECTURES), 20)}{nearest(arch, ARCHITECTURES)}"
+        )
+    check_type("data", data, ImageData, "vision.from_folder or another vision.from_...")
+    body, mean, std, _ = ARCHITECTURES[arch]
+    path = None
+    if pretrained is not False:
+        path, *found, _ = find_weights(arch, pretrained)
+        mean, std = (new or old for new, old in zip(found, (mean, std), strict=True))
+    return body(), adapt_statistics(mean, data.channels), adapt_statistics(std, data.channels), path
+
+
+def _with_body_of(
+    arch: str, path: os.PathLike, module: ImageClassifier | DynamicUnet, data: ImageData, seed: int
+) -> dict:
     """Variables with the body's read from a file, and a fresh head, without initializing a body to throw away."""
-    image = jax.ShapeDtypeStruct((1, *data.size, data.channels), np.uint8)
-    key = jax.random.key(seed)
-    shapes = jax.eval_shape(module.init, key, image)
-    variables = load_body(shapes, arch, path)
-    features = jax.eval_shape(partial(module.apply, method="features"), shapes, image)[module.block_names[-1]]
-    head = init_variables(module.head, key, jax.numpy.zeros(features.shape, features.dtype))
-    return {kind: {**tree, "head": head[kind]} for kind, tree in variables.items()}
+    key, size = jax.random.key(seed), (1, *data.size, data.channels)
+    body = jax.eval_shape(module.body.init, key, jax.ShapeDtypeStruct(size, module.body.dtype))
+    variables = load_body({kind: {"body": tree} for kind, tree in body.items()}, arch, path)
+    image = jax.ShapeDtypeStruct(size, np.uint8)
+    # what the module has of the body, which a U-Net may not use to its end
+    used = jax.eval_shape(partial(module.init, method="head_inputs"), key, image)
+    inputs = jax.eval_shape(partial(module.apply, method="head_inputs"), used, image)
+    head, _ = module.bind({}).head.unbind()
+    head = init_variables(head, key, *jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), inputs))
+    return {
+        kind: {"body": {name: variables[kind]["body"][name] for name in tree["body"]}, "head": head[kind]}
+        for kind, tree in used.items()
+    }

@@ -1,5 +1,8 @@
 """A small task that the tests of training share: coloured squares in noise, and a small ResNet with three groups."""
 
+import contextlib
+import logging
+
 import numpy as np
 
 from jaxfast import losses, vision
@@ -33,3 +36,27 @@ def module(n_out=3):
 def learner(task=None, **options):
     options = {"loss": losses.cross_entropy, "metrics": ["accuracy"], "quiet": True} | options
     return Learner(data() if task is None else task, module(), **options)
+
+
+@contextlib.contextmanager
+def compilations():
+    """The names of the programs that XLA compiles in this block."""
+    names = []
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            message = record.getMessage()
+            if message.startswith("Finished XLA compilation of"):
+                names.append(message.split()[4])
+
+    handler, logger = Handler(), logging.getLogger("jax._src.dispatch")
+    logger.addHandler(handler)
+    level, propagate = logger.level, logger.propagate
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    try:
+        yield names
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate

@@ -15,12 +15,17 @@ from jaxfast.augment import (
     center_crop,
     flip_matrix,
     image_augment,
+    move_points,
+    random_erasing,
     relight,
     resample,
+    resample_mask,
     rotate_matrix,
+    turn_matrix,
     warp_matrix,
     zoom_matrix,
 )
+from jaxfast.mix import compose
 
 NOTHING = dict(flip=0.0, rotate=0.0, zoom=1.0, lighting=0.0, warp=0.0)
 TYPES = (jnp.bfloat16, jnp.float32)
@@ -378,3 +383,210 @@ def test_flip_vert_gives_the_eight_symmetries_of_a_square():
     assert all(sum(row) == 1 for row in found) and np.any(found, axis=0).all()
     with pytest.raises(ValueError, match="flip_vert turns square images, these are 4x6"):
         augment(jax.random.key(0), {"image": np.zeros((1, 4, 6, 3), np.uint8)})
+
+
+# --- masks and key-points move with their image
+
+
+ARROW = np.array([[0, 1, 2], [3, 4, 5], [6, 7, 8]], np.uint8)  # every pixel tells where it was
+
+
+@pytest.mark.parametrize(
+    ("matrix", "moved"),
+    [
+        (flip_matrix(False), ARROW),
+        (flip_matrix(True), [[2, 1, 0], [5, 4, 3], [8, 7, 6]]),
+        (turn_matrix(1), [[2, 5, 8], [1, 4, 7], [0, 3, 6]]),
+        (turn_matrix(2), [[8, 7, 6], [5, 4, 3], [2, 1, 0]]),
+        (rotate_matrix(90), [[2, 5, 8], [1, 4, 7], [0, 3, 6]]),  # counter-clockwise
+        (rotate_matrix(-90), [[6, 3, 0], [7, 4, 1], [8, 5, 2]]),
+    ],
+)
+def test_masks_and_points_by_hand(matrix, moved):
+    mask = resample_mask(jnp.asarray(ARROW), matrix, (3, 3))
+    assert mask.dtype == jnp.uint8
+    np.testing.assert_array_equal(mask, moved)
+    centres = [[2 * (x + 0.5) / 3 - 1, 2 * (y + 0.5) / 3 - 1] for y in range(3) for x in range(3)]
+    where = np.asarray(move_points(jnp.array(centres), matrix, (3, 3), (3, 3)))
+    column, row = np.round((where + 1) / 2 * 3 - 0.5).astype(int).T
+    np.testing.assert_array_equal(np.array(moved)[row, column], ARROW.ravel())
+    np.testing.assert_allclose(where, 2 * (np.stack([column, row], -1) + 0.5) / 3 - 1, atol=1e-6)
+
+
+def blobs(count, size, seed=0):
+    """Smooth pictures in 0..255, whose halves above 127 are masks without specks."""
+    from scipy.ndimage import gaussian_filter
+
+    noise = np.random.default_rng(seed).normal(size=(count, *size))
+    smooth = np.stack([gaussian_filter(one, 5, mode="mirror") for one in noise])
+    return (127.5 + 127.5 * np.clip(smooth / smooth.std() / 2, -1, 1)).astype(np.float32)
+
+
+MOVES = {
+    "default": {},
+    "wild": dict(rotate=180, zoom=2, warp=0.3, p_affine=1.0),
+    "turned": dict(flip_vert=True, rotate=0, zoom=1, warp=0),
+}
+
+
+@pytest.mark.parametrize(("moves", "size"), [("default", 24), ("wild", None), ("turned", 24)])
+def test_a_mask_that_is_a_threshold_of_its_image_stays_one(moves, size):
+    images = blobs(16, (40, 40))
+    masks = np.where(images > 127, 7, 3).astype(np.uint8)
+    masks[:, :5] = np.where(images[:, :5] > 127, 255, 3)
+    augment = jax.jit(image_augment(size, lighting=0, target="mask", **MOVES[moves]))
+    made = augment(jax.random.key(0), {"image": images[..., None], "target": masks})
+    image, mask = np.asarray(made["image"])[..., 0], np.asarray(made["target"])
+    assert mask.dtype == np.uint8 and mask.shape == image.shape and set(np.unique(mask)) == {3, 7, 255}
+    sure = np.abs(image - 127) > 30  # further from the border than half a pixel
+    np.testing.assert_array_equal((mask != 3)[sure], (image > 127)[sure])
+    assert sure.mean() > 0.5
+    if moves == "wild":  # the mask changes nothing of the image
+        alone = jax.jit(image_augment(size, lighting=0, **MOVES[moves]))(
+            jax.random.key(0), {"image": images[..., None]}
+        )
+        np.testing.assert_allclose(made["image"], alone["image"], atol=0.1)
+
+
+def test_void_is_never_invented_and_stays_where_it_is():
+    augment = jax.jit(image_augment(rotate=180, zoom=2, warp=0.3, p_affine=1, target="mask"))
+    images = np.zeros((16, 16, 16, 1), np.uint8)
+    full = augment(jax.random.key(0), {"image": images, "target": np.ones((16, 16, 16), np.uint8)})
+    assert (np.asarray(full["target"]) == 1).all()  # the border is mirrored, not filled
+    void = augment(jax.random.key(0), {"image": images, "target": np.full((16, 16, 16), 255, np.uint8)})
+    assert (np.asarray(void["target"]) == 255).all()
+
+
+@pytest.mark.parametrize(("moves", "size"), [("default", 40), ("wild", None), ("turned", 40)])
+def test_a_disc_is_found_where_its_point_moved(moves, size):
+    rng, side = np.random.default_rng(1), 48
+    places = rng.uniform(16, 32, (32, 1, 2))
+    y, x = np.mgrid[:side, :side] + 0.5
+    distance = np.hypot(x - places[..., :1], y - places[..., 1:])
+    images = (255 * np.clip(3 - distance, 0, 1)).astype(np.float32)[..., None]
+    scaled = (2 * places / side - 1).astype(np.float32)
+    augment = jax.jit(image_augment(size, lighting=0, target="points", **MOVES[moves]))
+    made = augment(jax.random.key(0), {"image": images, "target": scaled})
+    image, out = np.asarray(made["image"])[..., 0], size or side
+    moved = (np.asarray(made["target"])[:, 0] + 1) / 2 * out
+    y, x = np.mgrid[:out, :out] + 0.5
+    seen = 0
+    for one, place in zip(image, moved, strict=True):
+        if ((place > 10) & (place < out - 10)).all():  # the whole disc is in the picture, its reflection is not
+            near = np.where(np.hypot(x - place[0], y - place[1]) < 10, one, 0)
+            centre = np.array([(near * x).sum(), (near * y).sum()]) / near.sum()
+            np.testing.assert_allclose(centre, place, atol=0.35)  # a tilt moves the centre of what is round
+            seen += 1
+    assert seen > 8
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    degrees=st.floats(-180, 180),
+    x=st.floats(-0.3, 0.3),
+    y=st.floats(-0.3, 0.3),
+    factor=st.floats(1, 3),
+    place=st.tuples(st.floats(-1, 1), st.floats(-1, 1)),
+)
+def test_points_move_by_the_inverse(degrees, x, y, factor, place):
+    half = (9.5, 7.5)
+    matrix = warp_matrix(x, y, half) @ rotate_matrix(degrees) @ zoom_matrix(factor, 0.3, -0.4, half)
+    left, top, extent, size = 3, 1, (20, 26), (16, 20)
+    moved = np.asarray(move_points(jnp.array([place], jnp.float32), matrix, extent, size, left, top), np.float64)[0]
+    read = np.asarray(matrix, np.float64) @ [*(moved * (10, 8)), 1]  # where the output's pixel there is read
+    if abs(read[2]) < 0.2:
+        return  # beyond the horizon
+    expected = (np.array(place) + 1) * (13, 10) - (left + 10, top + 8)
+    np.testing.assert_allclose(read[:2] / read[2], expected, atol=2e-2)
+
+
+def test_center_crop_cuts_targets_too():
+    images, masks = np.zeros((2, 7, 6, 1)), np.arange(84).reshape(2, 7, 6).astype(np.uint8)
+    cut = center_crop(4, target="mask")({"image": images, "target": masks})
+    np.testing.assert_array_equal(cut["target"], masks[:, 1:5, 1:5])
+    points = np.array([[[0, 0]], [[1, -1]]], np.float32)  # the middle (3, 3.5), and the upper right corner (6, 0)
+    cut = center_crop(4, target="points")({"image": images, "target": points})["target"]
+    np.testing.assert_allclose(cut, [[[0, 0.25]], [[1.5, -1.5]]])  # of the crop's (2, 2.5) and (5, -1)
+    assert set(center_crop(4, target="points")({"image": images})) == {"image"}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: image_augment(target="masks"), "target='masks': give 'mask' or 'points'"),
+        (lambda: center_crop(4, target="box"), "target='box': give 'mask' or 'points'"),
+        (
+            lambda: image_augment(target="mask")(
+                jax.random.key(0), {"image": np.zeros((2, 4, 4, 1)), "target": np.zeros((2, 4, 5))}
+            ),
+            r"masks of shape \(2, 4, 5\) for images of shape \(2, 4, 4, 1\): give \(batch, height, width\)",
+        ),
+        (
+            lambda: center_crop(2, target="points")({"image": np.zeros((2, 4, 4, 1)), "target": np.zeros((2, 3))}),
+            r"points of shape \(2, 3\): give \(batch, points, 2\)",
+        ),
+    ],
+)
+def test_targets_that_do_not_lie_in_images_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# --- random erasing
+
+
+def erased(**options):
+    images = np.random.default_rng(0).integers(100, 156, (200, 40, 40, 1)).astype(np.uint8)
+    batch = {"image": images, "target": np.arange(200)}
+    made = jax.jit(random_erasing(**options))(jax.random.key(1), batch)
+    np.testing.assert_array_equal(made["target"], batch["target"])
+    assert made["image"].dtype == jnp.float32 and 0 <= made["image"].min() and made["image"].max() <= 255
+    return (np.asarray(made["image"]) != images).any(-1)  # noise is no whole number
+
+
+def test_erasing_keeps_to_its_chance_and_its_area():
+    changed = erased(p=0.3, sl=0.1, sh=0.2, min_aspect=1)
+    areas = changed.mean((1, 2))
+    happened = areas > 0
+    assert abs(happened.mean() - 0.3) < 0.1
+    assert areas[happened].min() > 0.07 and 0.17 < areas.max() < 0.23  # but for rounding to pixels
+    rows, columns = changed.any(2), changed.any(1)
+    np.testing.assert_array_equal(changed, rows[:, :, None] & columns[:, None, :])  # a rectangle
+    np.testing.assert_array_equal(rows.sum(1), columns.sum(1))  # with this aspect a square
+
+
+def test_erasing_keeps_to_its_aspect():
+    changed = erased(p=1, sl=0.1, min_aspect=0.5)
+    ratios = changed.any(2).sum(1) / changed.any(1).sum(1)
+    assert 0.4 < ratios.min() < 0.7 and 1.4 < ratios.max() < 2.5
+
+
+def test_erasing_up_to_so_many_rectangles():
+    from scipy.ndimage import label
+
+    changed = erased(p=1, sl=0.03, sh=0.03, max_count=3)
+    counts = np.array([label(mask)[1] for mask in changed])
+    assert counts.max() == 3 and counts.min() == 1 and (counts == 2).sum() > 30
+    assert 0.02 < changed.mean((1, 2)).max() < 0.045  # of all together
+
+
+def test_erasing_composes():
+    batch = {"image": ruler(4, 16), "target": np.arange(4)}
+    chain = compose(image_augment(**NOTHING), random_erasing(1, sl=0.3))
+    changed = np.asarray(jax.jit(chain)(jax.random.key(0), batch)["image"]) != batch["image"]
+    assert 0.2 < changed.any(-1).mean() < 0.4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"p": 2}, "p is 2: give a number from 0 to 1"),
+        ({"sl": 0.4}, "sl is 0.4: give a number from 0 to 0.3"),
+        ({"sh": 1.5}, "sh is 1.5: give a number from 0.0 to 1"),
+        ({"min_aspect": 0}, "min_aspect is 0: give a number from 0.01 to 1"),
+        ({"max_count": 0}, "max_count is 0: give a whole number from 1 to 100"),
+    ],
+)
+def test_erasing_refuses_settings_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        random_erasing(**options)

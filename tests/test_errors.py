@@ -169,7 +169,8 @@ WRONG_USES = [
     ("a mistyped column", lambda c: c.from_frame(c.frame, label="lable"),
      "no column 'lable': the columns are path, label, age, is_valid; did you mean 'label'?"),
     ("numbers for names", lambda c: c.from_frame(c.frame, label="age"),
-     "the label of row 1 (cat/1.png) is 0.09090909090909091: classes are names or whole numbers"),
+     "the label of row 1 (cat/1.png) is 0.09090909090909091: classes are names or whole numbers; "
+     "numbers are predicted by from_arrays and from_frame with task='regression'"),
     ("columns the wrong way round", lambda c: c.from_frame(c.frame, image="label", label="path"),
      "12 of 12 files are not there, such as {root}/pets/cat (row 0): column 'label' holds paths below "
      "root='{root}/pets'", FileNotFoundError),
@@ -184,8 +185,7 @@ WRONG_USES = [
      "{root}/none", FileNotFoundError),
     # a learner: names, weights, settings
     ("an unknown architecture", lambda c: vision.learner(images(), "resnet81"),
-     "unknown architecture 'resnet81': give one of resnet18, resnet34, resnet50, resnet101, resnet152, "
-     "efficientnet_lite0; did you mean 'resnet18'?"),
+     "unknown architecture 'resnet81': give one of " + ", ".join(vision.ARCHITECTURES) + "; did you mean 'resnet18'?"),
     ("a frame for data", lambda c: vision.learner(c.frame, "resnet18"),
      "data is a DataFrame: give what vision.from_folder or another vision.from_... makes"),
     ("a table for images", lambda c: vision.learner(c.table.data, "resnet18", pretrained=False),
@@ -204,8 +204,8 @@ WRONG_USES = [
     ("a mistyped metric", lambda c: c.vision(metrics=["acuracy"]),
      "unknown metric 'acuracy': give one of accuracy, error_rate, top_5_accuracy, balanced_accuracy, matthews, "
      "perplexity, f1, f1_macro, f1_micro, precision, precision_macro, precision_micro, recall, recall_macro, "
-     "recall_micro, f2, f2_macro, f2_micro, f2_samples, accuracy_multi, roc_auc, average_precision, dice, "
-     "mean_iou, mse, rmse, mae, r2; did you mean 'accuracy'?"),
+     "recall_micro, f2, f2_macro, f2_micro, f2_samples, accuracy_multi, roc_auc, average_precision, "
+     "pixel_accuracy, dice, mean_iou, mse, rmse, mae, r2; did you mean 'accuracy'?"),
     ("a metric that is not made", lambda c: c.vision(metrics=[metrics.top_k]),
      "top_k makes a metric: give top_k(...) or a name"),
     # shapes that do not fit, found by tracing one batch

@@ -15,8 +15,9 @@ FLOORS = [
     {"models", "pretrained", "data", "augment", "mix"},
     {"training"},
     {"interpret", "export"},
+    {"fits"},
     {"learner"},
-    {"vision", "text", "tabular", "collab"},
+    {"vision", "text", "text_learner", "tabular", "collab"},
     {"sweep", "rehearse", "__main__"},
 ]
 FORBIDDEN = [("models", {"training", "optim"}), ("data", {"models"})]

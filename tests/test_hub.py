@@ -83,7 +83,7 @@ def repositories(tmp_path_factory):
     [
         (TIMM, {}, Config("resnet18", (127.5, 63.75, 191.25), (51.0, 25.5, 76.5), ("red", "green", "blue"))),
         ({"architecture": "resnet34", "mean": [0.5], "std": [0.2]}, {}, Config("resnet34", (127.5,), (51.0,), None)),
-        ({"architecture": "resnet50d", "pretrained_cfg": {}}, {}, Config("resnet50d", None, None, None)),
+        ({"architecture": "resnet50d", "pretrained_cfg": {}}, {}, Config("xresnet50", None, None, None)),
         (
             TRANSFORMERS,
             PREPROCESSOR | {"do_rescale": True, "rescale_factor": 0.00392156862745098},

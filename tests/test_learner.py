@@ -1,13 +1,10 @@
 """The learner: one compilation, lr_find without a trace, freezing, exact files, errors."""
 
-import contextlib
-import logging
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import arrays, data, learner, module
+from small import arrays, compilations, data, learner, module
 
 from jaxfast import losses, training, vision
 from jaxfast.learner import Learner
@@ -22,30 +19,6 @@ def leaves(learn):
 
 def same(a, b):
     return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-@contextlib.contextmanager
-def compilations():
-    """The names of the programs that XLA compiles in this block."""
-    names = []
-
-    class Handler(logging.Handler):
-        def emit(self, record):
-            message = record.getMessage()
-            if message.startswith("Finished XLA compilation of"):
-                names.append(message.split()[4])
-
-    handler, logger = Handler(), logging.getLogger("jax._src.dispatch")
-    logger.addHandler(handler)
-    level, propagate = logger.level, logger.propagate
-    logger.setLevel(logging.DEBUG)
-    logger.propagate = False
-    try:
-        yield names
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = propagate
 
 
 @pytest.fixture(scope="module")

@@ -164,7 +164,7 @@ def test_drawing_touches_no_pyplot():
 
 def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    plot._figure_class.cache_clear()
+    plot.figures._figure_class.cache_clear()
     with pytest.raises(ImportError, match=r"^plots need matplotlib: pip install 'jaxfast\[plot\]'$"):
         plot.losses([1.0])
 
@@ -175,3 +175,62 @@ def test_need_lets_other_import_errors_through(tmp_path, monkeypatch):
     with pytest.raises(ModuleNotFoundError, match="not_there_at_all"):
         need("broken_module", extra="plot", purpose="plots")
     assert need("json.decoder", extra="plot", purpose="plots").JSONDecoder
+
+
+MASKS = [np.zeros((8, 6), np.uint8), np.full((8, 6), 255, np.uint8), np.eye(8, 6, dtype=np.uint8)]
+
+
+def test_masks_are_painted_over_images_and_void_is_clear():
+    figure = plot.show_masks(IMAGES[:3], MASKS, ["sky", "road", "car"])
+    assert texts(figure).count("car") == 0  # which does not occur
+    sky, void, both = (ax.images[1].get_array() for ax in figure.axes[:3])
+    assert (sky[..., 3] == 0.55).all() and (void[..., 3] == 0).all() and (both[..., 3] > 0).all()
+    assert (sky[0, 0] == both[0, 1]).all() and not (sky[0, 0] == both[0, 0]).all()
+    patches = figure.legends[0].get_patches()
+    assert [to_hex(patch.get_facecolor()) for patch in patches] == [to_hex(sky[0, 0]), to_hex(both[0, 0])]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["sky", "road"]
+
+
+def test_image_truth_and_prediction_stand_side_by_side():
+    truth = [np.where(MASKS[2] == 1, 255, 0)]
+    figure = plot.show_segmentation(IMAGES[:1], truth, [np.ones((8, 6), np.uint8)], ["sky", "road"])
+    assert [ax.get_title() for ax in figure.axes] == ["image", "truth", "prediction"]
+    assert [len(ax.images) for ax in figure.axes] == [1, 2, 2]
+    for ax in figure.axes[1:]:  # void in the truth is clear in the prediction
+        np.testing.assert_array_equal(ax.images[1].get_array()[..., 3] == 0, MASKS[2] == 1)
+
+
+def test_forty_classes_have_forty_colours():
+    mask = np.arange(40, dtype=np.uint8).reshape(5, 8)
+    painted = plot.show_masks([np.zeros((5, 8))], [mask], [str(i) for i in range(40)]).axes[0].images[1].get_array()
+    assert len({tuple(colour) for colour in painted.reshape(-1, 4).round(3).tolist()}) == 40
+
+
+def test_points_are_drawn_where_their_pixels_are():
+    points = [np.array([[0.5, 0.5], [6, 8]])]
+    figure = plot.show_points(IMAGES[:1], points, ["nose", "ear"], predictions=[points[0] + 1])
+    truth, prediction = figure.axes[0].collections
+    np.testing.assert_allclose(truth.get_offsets(), [[0, 0], [5.5, 7.5]])
+    np.testing.assert_allclose(prediction.get_offsets(), [[1, 1], [6.5, 8.5]])
+    assert figure.axes[0].get_xlim() == (-0.5, 5.5) and figure.axes[0].get_ylim() == (7.5, -0.5)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["nose", "ear", "truth", "prediction"]
+    assert not plot.show_points(IMAGES[:1], [[[1, 1]]], ["nose"]).legends
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: plot.show_masks([], [], ["a"]), "there are no images"),
+        (lambda: plot.show_masks(IMAGES[:2], MASKS, ["a"]), "3 masks for 2 images"),
+        (
+            lambda: plot.show_masks(IMAGES[:1], [MASKS[0].T], ["a"]),
+            r"mask of shape \(6, 8\) for an image of \(8, 6, 3\)",
+        ),
+        (lambda: plot.show_segmentation(IMAGES[:1], MASKS[:1], MASKS[:2], ["a"]), "2 masks for 1 images"),
+        (lambda: plot.show_points(IMAGES[:2], [[[1, 1]]], ["a"]), "1 points for 2 images"),
+        (lambda: plot.show_points([], [], ["a"]), "there are no images"),
+    ],
+)
+def test_masks_and_points_that_do_not_fit_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

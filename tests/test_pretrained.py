@@ -294,8 +294,8 @@ def test_faults_are_listed_together():
 
 
 def test_an_architecture_or_a_head_without_names():
-    with pytest.raises(ValueError, match=r"known for 'vgg16': expected one of resnet\*, efficientnet_lite\*"):
-        pretrained.torch_name("vgg16", "body/stem/conv/kernel")
+    with pytest.raises(ValueError, match=r"known for 'alexnet': expected one of resnet\*, efficientnet_lite\*"):
+        pretrained.torch_name("alexnet", "body/stem/conv/kernel")
     with pytest.raises(ValueError, match="resnet18 has no name for 'head/norm0/.*': .*LinearHead"):
         pretrained.to_torch_names(random_variables(small(models.ClassifierHead(2))), "resnet18")
 

@@ -277,6 +277,16 @@ def test_an_exported_classifier_reads_texts_of_any_length(classifier, tmp_path):
         np.testing.assert_allclose(answer.probabilities, wanted.probabilities, atol=1e-5)
 
 
+def test_a_language_model_shows_how_it_would_go_on(language):
+    table = language.show_results(3, n_words=4)
+    documents = [language.data.decode(ids.tolist()) for ids in language.data.valid.documents]
+    assert table.columns == ("text", "goes on", "the model goes on") and len(table.rows) == 3
+    for begins, goes_on, written in table.rows:
+        assert any(whole.startswith(begins) and goes_on in whole for whole in documents)
+        assert len(written.split()) == 4
+    assert table == language.show_results(3, n_words=4) != language.show_results(3, 1, n_words=4)
+
+
 # What is refused
 
 

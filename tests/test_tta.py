@@ -1,4 +1,4 @@
-"""Test-time augmentation: the mean over augmented copies, beside the plain prediction."""
+"""Test-time augmentation: the mean over augmented copies, beside the plain prediction, and over crops."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from small import data, learner
 
 from jaxfast.augment import image_augment
 from jaxfast.mix import compose, mixup
-from jaxfast.training.tta import TTA, make_tta, tta
+from jaxfast.training.tta import TTA, corner_crops, crop_tta, make_crop_tta, make_tta, tta
 
 
 def batches(images, targets, rows=4):
@@ -109,3 +109,86 @@ def test_no_mixing_and_nothing_to_average():
         learn._programs = dataclasses.replace(learn._programs, data=dataclasses.replace(task, augment=augment))
         with pytest.raises(ValueError, match="no random transforms to average over: make it with augment=True"):
             programs_tta(learn)
+
+
+# --- crops
+
+
+def by_hand(images, size):
+    """The centre, the four corners and their mirror images, by slicing: (10, n, *size, channels)."""
+    (height, width), (down, right) = size, np.subtract(images.shape[1:3], size)
+    corners = [(down // 2, right // 2), (0, 0), (0, right), (down, 0), (down, right)]
+    cuts = [images[:, top : top + height, left : left + width] for top, left in corners]
+    return np.stack([*cuts, *(cut[:, :, ::-1] for cut in cuts)])
+
+
+@pytest.mark.parametrize(("stored", "size"), [((9, 9), (6, 6)), ((8, 11), (8, 6)), ((7, 5), (4, 4))])
+def test_crops_are_slices(stored, size):
+    images = np.random.default_rng(0).integers(0, 256, (3, *stored, 2)).astype(np.uint8)
+    crop = jax.jit(corner_crops(size))
+    batch = {"image": images, "target": np.arange(3)}
+    for i, expected in enumerate(by_hand(images, size)):
+        found = crop(np.int32(i), batch)
+        np.testing.assert_array_equal(found["image"], expected)
+        np.testing.assert_array_equal(found["target"], batch["target"])
+    assert crop._cache_size() == 1  # the number of the crop is traced
+
+
+def test_a_zoom_reads_the_corners_of_an_image_of_the_same_size():
+    """A plane whose value is its column plus 10 times its row, magnified twice: every second of its steps."""
+    image = (np.arange(9)[None, :] + 10.0 * np.arange(9)[:, None])[None, ..., None].astype(np.float32)
+    crop = corner_crops(9, zoom=2.0)
+    step = np.arange(9) / 2
+    for i, (top, left) in enumerate([(2, 2), (0, 0), (0, 4), (4, 0), (4, 4)]):
+        expected = (left + step)[None, :] + 10 * (top + step)[:, None]
+        np.testing.assert_allclose(crop(i, {"image": image})["image"][0, ..., 0], expected, atol=1e-4)
+        mirrored = crop(i + 5, {"image": image})["image"][0, ..., 0]
+        np.testing.assert_allclose(mirrored, expected[:, ::-1], atol=1e-4)
+
+
+@pytest.mark.parametrize("n", [5, 10])
+def test_the_mean_over_crops(items, n):
+    images, targets = items
+    program = make_crop_tta(predict, corner_crops(2))
+    images = np.abs(images)  # pixels are not negative
+    found, same = crop_tta(program, VARIABLES, batches(images, targets), n=n)
+    np.testing.assert_array_equal(same, targets)
+    expected = np.mean([predict(VARIABLES, {"image": cut}) for cut in by_hand(images, (2, 2))[:n]], 0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: corner_crops(8, zoom=0.5), "zoom is 0.5: give a number from 1 to 10"),
+        (lambda: corner_crops(8)(0, {"image": np.zeros((1, 8, 8, 1))}), "images of 8x8 pixels have one crop of 8x8"),
+        (lambda: corner_crops(9)(0, {"image": np.zeros((1, 8, 8, 1))}), "8x8 pixels are smaller than the crops of 9x9"),
+        (lambda: crop_tta(None, {}, [], n=4), "crops=4: give 5"),
+    ],
+)
+def test_crops_refuse(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_crops_of_a_learner():
+    """Images of 20 pixels presized, 16 seen: the mean over ten slices of the prediction on each."""
+    learn = learner(data(n=335, valid=0.2, size=16, presize=20, augment=False))
+    found, targets = learn.tta(crops=10)
+    np.testing.assert_array_equal(targets, learn.get_preds()[1])
+    stored = learn.data.valid.batch(np.arange(len(learn.data.valid)))["image"]
+    cuts = by_hand(stored, (16, 16))
+    forward = jax.jit(lambda images: jax.nn.softmax(learn.module.apply(learn.state.variables, images)))
+    np.testing.assert_allclose(found, np.mean([forward(cut) for cut in cuts], 0), rtol=1e-4, atol=1e-6)
+    five, zoomed = learn.tta(crops=5)[0], learn.tta(crops=10, zoom=1.3)[0]
+    assert np.abs(five - found).max() > 1e-5 and np.abs(zoomed - found).max() > 1e-4
+
+
+def test_crops_need_larger_images_and_labels():
+    learn = learner(data(n=67, batch_size=16))
+    with pytest.raises(ValueError, match="have one crop of 16x16: give them a larger presize="):
+        learn.tta(crops=5)
+    assert learn.tta(crops=5, zoom=1.2)[0].shape == (13, 3)
+    learn._programs = dataclasses.replace(learn._programs, data=dataclasses.replace(learn.data, task="points"))
+    with pytest.raises(ValueError, match="crops are averaged over whole images, the targets are points"):
+        learn.tta(crops=5, zoom=1.2)

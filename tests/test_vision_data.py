@@ -1,5 +1,6 @@
 """Data through the front doors: folders, arrays, frames, sources; what they refuse, and with which words."""
 
+import dataclasses
 import warnings
 import zipfile
 
@@ -10,7 +11,9 @@ import pytest
 from PIL import Image
 
 from jaxfast import vision
+from jaxfast.augment import image_augment
 from jaxfast.data import SkippedImages, decode, presize
+from jaxfast.mix import compose, mixup
 
 
 def _colour(i):
@@ -116,6 +119,23 @@ def test_from_frame(folder, frame):
     np.testing.assert_array_equal(many.train.targets[:3], [[0, 0], [0, 1], [1, 0]])
 
 
+def test_folders_of_several_labels(tmp_path):
+    kinds = ("red_dress", "blue_dress", "red_shoes", "hats")
+    _folder(tmp_path, [f"{kind}/{i}.png" for kind in kinds for i in range(3)])
+    data = vision.from_folder(tmp_path, label_delim="_", size=8, batch_size=4, valid=[0])
+    assert data.task == "multi_label" and data.classes == ("blue", "dress", "hats", "red", "shoes")
+    for i in range(len(data.train)):
+        assert set(data.label(data.train[i]["target"]).split(", ")) == set(data.train.path(i).parent.name.split("_"))
+
+
+def test_one_label_at_most_is_fine_where_the_labels_are_named(frame, folder):
+    single = frame.assign(label=["red", "big"] * 10)
+    data = vision.from_frame(single, root=folder, label_delim=";", classes=["big", "red"], size=8, batch_size=4)
+    assert data.task == "multi_label" and data.train.targets.sum(1).max() == 1
+    spaced = frame.assign(label=["red; big", "big ;red"] * 10)
+    assert vision.from_frame(spaced, root=folder, label_delim=";", size=8, batch_size=4).classes == ("big", "red")
+
+
 def test_from_source(folder):
     paths = sorted(folder.rglob("*.png"))
     pairs = [(path, path.parent.name) for path in paths]
@@ -150,6 +170,64 @@ def test_presize_and_augmentation(folder):
     mine = lambda key, batch: batch
     assert vision.from_folder(folder, size=6, batch_size=4, augment=mine).augment is mine
     assert vision.from_folder(folder, size=6, batch_size=4, resize="squish").train.resize == "squish"
+
+
+def _seen(data):
+    return jax.eval_shape(data.augment, jax.random.key(0), data.train.batch(np.arange(2)))["image"].shape[1:3]
+
+
+def test_resized_has_the_same_images_at_another_size(folder):
+    data = vision.from_folder(folder, size=6, presize=9, batch_size=4)
+    larger = data.resized(8)
+    assert larger.size == (8, 8) and larger.train.size == larger.valid.size == (12, 12)  # the ratio of 6 to 9
+    assert _seen(larger) == (8, 8) and larger.augment == dataclasses.replace(data.augment, size=8)
+    assert larger.prepare(larger.valid.batch(np.arange(2)))["image"].shape == (2, 8, 8, 3)
+    for part in ("train", "valid"):
+        assert _names(data, getattr(data, part)) == _names(larger, getattr(larger, part))
+        np.testing.assert_array_equal(getattr(data, part).targets, getattr(larger, part).targets)
+    np.testing.assert_array_equal(larger.train[0]["image"], presize(decode(larger.train.path(0)), 12))
+    assert (larger.batch_size, larger.seed, larger.classes) == (data.batch_size, data.seed, data.classes)
+    whole = larger.resized(10, presize=10)
+    assert whole.prepare is None and _seen(whole) == (10, 10) and whole.augment.size is None
+    back = whole.resized(6, presize=9)
+    assert back.augment == data.augment and back.prepare == data.prepare and back.codec == data.codec
+    np.testing.assert_array_equal(back.train[3]["image"], data.train[3]["image"])
+
+
+def test_resized_keeps_what_was_asked_of_augmentation(folder):
+    make = lambda **options: vision.from_folder(folder, size=6, batch_size=4, **options)
+    plain = make(augment=False)
+    assert plain.resized(8).augment is None and _seen(plain.resized(8, presize=10)) == (8, 8)
+    cut = make(augment=False, presize=9)
+    assert _seen(cut.resized(8)) == (8, 8) and cut.resized(9, presize=9).augment is None
+    mine = make(augment=image_augment(rotate=0, flip_vert=True))
+    assert mine.resized(8, presize=10).augment == image_augment(8, rotate=0, flip_vert=True)
+    mixed = dataclasses.replace(cut, augment=compose(image_augment(6), mixup(2)))
+    assert mixed.resized(8).augment == compose(image_augment(8), mixup(2))
+    function = make(augment=lambda key, batch: {**batch, "image": batch["image"] * 2})
+    assert function.resized(8).augment is function.augment
+    assert vision.from_folder(folder, size=(6, 9), batch_size=4).resized((8, 12)).train.size == (8, 12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0,), "size=0: give a side in pixels"),
+        ((8, 6), "presize=6 is smaller than size=8"),
+        (((8, 10), 12), "size=8x10 with presize=12: crops are square"),
+    ],
+)
+def test_resized_refuses_sizes_as_the_front_doors_do(folder, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        vision.from_folder(folder, size=6, batch_size=4).resized(*arguments)
+
+
+def test_resized_refuses_a_function_with_a_size_of_its_own(folder):
+    data = vision.from_folder(
+        folder, size=6, batch_size=4, augment=lambda key, b: {**b, "image": b["image"][:, :6, :6]}
+    )
+    with pytest.raises(ValueError, match="augment makes images of 6x6 pixels, the new size is 8x8: it has a size of"):
+        data.resized(8)
 
 
 def test_encode_gives_what_the_data_set_holds(folder):
@@ -283,6 +361,7 @@ BAD = {
     "one class to train": (_files(valid="dog", classes=["cat", "dog"]), "all 10 training images are of class 'cat'"),
     "class not named": (_files(classes=["cat", "dgo"]), "dog/0.png is 'dog', but the classes are cat, dgo; did you"),
     "class named twice": (_files(classes=["cat", "cat"]), "give a list of class names, each once"),
+    "folder delimiter": (_files(label_delim="_"), "label_delim='_' stands in none of the class folders of .*, such as"),
     "nothing readable": (_nothing_readable, "none of the 2 validation images can be read, such as .*3.png"),
     # settings
     "batch too large": (_files(batch_size=64), "batch_size=64 is more than the 16 training images: give batch_size=16"),
@@ -305,7 +384,7 @@ BAD = {
     "label missing": (_arrays(labels=np.where(ARRAYS[1] == 2, np.nan, 1)), "missing in image 2, image 6, .* image 18"),
     "labels equal": (_arrays(labels=np.zeros(20, int)), "the labels hold one class only, '0'"),
     "labels short": (_arrays(labels=ARRAYS[1][:7]), "20 images, but 7 labels: give one label for each image"),
-    "labels masks": (_arrays(labels=np.zeros((20, 8, 8), int)), r"labels of shape \(20, 8, 8\): give whole numbers"),
+    "labels masks": (_arrays(labels=np.zeros((20, 8, 8), int)), "the masks hold one class only, '0': training needs"),
     "labels column": (_arrays(labels=ARRAYS[1][:, None]), r"labels of shape \(20, 1\): give whole numbers \(n,\)"),
     "label rows": (_arrays(labels=np.full((20, 3), 2)), "the labels of image 0 hold 2 in column 0: a row is made of"),
     "label columns": (_arrays(labels=np.ones((20, 3)), classes=["a", "b"]), "3 columns, but there are 2 classes"),
@@ -322,6 +401,9 @@ BAD = {
                  r"the label is missing in row 1 \(cat/1.png\)"),
     "tags NaN": (_table(lambda frame: frame.assign(label=["a b", None] * 10), label_delim=" "),
                  r'missing or no text in row 1 \(cat/1.png\), .* and 5 more: drop the rows, or say ""'),
+    "unknown delimiter": (_table(lambda frame: frame.assign(label=["red big", ""] * 10), label_delim=";"),
+                          r"label_delim=';' stands in none of the rows of column 'label', such as 'red big'"),
+    "empty delimiter": (_table(label_delim=""), "label_delim='': give what stands between two labels"),
     "no tags": (_table(lambda frame: frame.assign(label=""), label_delim=" "), "no example has a label"),
     "unknown tag": (_table(lambda frame: frame.assign(label="a b"), label_delim=" ", classes=["a", "c"]),
                     r"row 0 \(cat/0.png\) is 'b', but the classes are a, c"),

@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxfast.data.images import UnreadableImage, read_image
+from jaxfast.data.images import UnreadableImage, read_sized
+from jaxfast.data.masks import Masks
+from jaxfast.data.points import Points
+from jaxfast.data.sources import tracked
 from jaxfast.messages import first
 
 
@@ -29,12 +32,13 @@ class ImageDataset:
     """Images and their targets, one size for all: example i is `items[index[i]]` with `targets[i]`.
 
     `items` is a sequence of what `images.decode` takes, or one array of images, and is read from several threads.
-    `targets` is int32 (n,) or float32 (n, classes); `size` is (height, width) in pixels.
+    `targets` is int32 (n,), float32 (n, k), or `Masks` or `Points`, which are read as their image is; `size` is
+    (height, width) in pixels.
     """
 
     items: Sequence[Any]
     index: np.ndarray
-    targets: np.ndarray
+    targets: np.ndarray | Masks | Points
     size: tuple[int, int]
     resize: str = "crop"
     channels: int = 3
@@ -43,7 +47,8 @@ class ImageDataset:
         return len(self.index)
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        return {"image": self.load(self.items[self.index[i]]), "target": self.targets[i]}
+        image, target = self._load(i)
+        return {"image": image, "target": target}
 
     def __repr__(self) -> str:
         height, width = self.size
@@ -52,11 +57,8 @@ class ImageDataset:
     @property
     def nbytes(self) -> int:
         """Bytes of all images and targets once decoded."""
-        return len(self) * self.size[0] * self.size[1] * self.channels + self.targets.nbytes
-
-    def load(self, item: Any) -> np.ndarray:
-        """Decode and resize one item as this data set does."""
-        return read_image(item, self.size, self.resize, self.channels)
+        targets = self.targets.nbytes if self._labelled else self.targets.nbytes(self.size)
+        return len(self) * self.size[0] * self.size[1] * self.channels + targets
 
     def path(self, i: int) -> Path | None:
         """The file of example i, or None where images do not come from files."""
@@ -72,29 +74,31 @@ class ImageDataset:
         if self._ready:
             images = self.items[self.index[indices]].reshape(len(indices), *self.size, -1)
             images = np.repeat(images, self.channels // images.shape[-1], axis=-1)
+            targets = () if self._labelled else [self._target(i, self.size) for i in indices]
         else:
             images = np.empty((len(indices), *self.size, self.channels), np.uint8)
-            failures = {}
+            targets, failures = [], {}
             for row, result in enumerate(self.try_each(indices)):
                 if isinstance(result, Exception):
                     failures[self._name(indices[row])] = _reason(result)
                 else:
-                    images[row] = result
+                    images[row] = result[0]
+                    targets.append(result[1])
             if failures:
                 named = [f"{name} ({reason})" for name, reason in failures.items()]
                 raise ValueError(
                     f"cannot read {len(failures)} of the {len(indices)} images of a batch: {first(named)}; "
                     'remove them, or pass on_error="skip"'
                 )
-        return {"image": images, "target": self.targets[indices]}
+        return {"image": images, "target": self.targets[indices] if self._labelled else np.stack(targets)}
 
-    def try_each(self, indices: np.ndarray) -> Iterable[np.ndarray | Exception]:
-        """Each image at `indices` in order, or the error in its place, decoded in threads."""
+    def try_each(self, indices: np.ndarray) -> Iterable[tuple[np.ndarray, np.ndarray] | Exception]:
+        """Each image at `indices` in order with its target, or the error in its place, decoded in threads."""
         from PIL import Image
 
         def attempt(i):
             try:
-                return self.load(self.items[self.index[i]])
+                return self._load(i)
             except (UnreadableImage, FileNotFoundError) as error:
                 return error
 
@@ -112,6 +116,19 @@ class ImageDataset:
             if isinstance(result, Exception)
         }
 
+    def _load(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """The image and the target of example i, read at the same time."""
+        image, extent = read_sized(self.items[self.index[i]], self.size, self.resize, self.channels)
+        return image, self._target(i, extent)
+
+    def _target(self, i: int, extent: tuple[int, int]) -> np.ndarray:
+        return self.targets[i] if self._labelled else self.targets.read(i, extent, self.size, self.resize)
+
+    @property
+    def _labelled(self) -> bool:
+        """Whether the targets are labels or numbers, the same however the images are resized."""
+        return isinstance(self.targets, np.ndarray)
+
     @property
     def _ready(self) -> bool:
         """Whether the items are one array of images that need no decoding or resizing."""
@@ -126,11 +143,3 @@ class ImageDataset:
 
 def _reason(error: Exception) -> str:
     return error.reason if isinstance(error, UnreadableImage) else "no such file"
-
-
-def tracked(items: Iterable[Any], title: str, show: bool, total: int | None = None) -> Iterable[Any]:
-    """`items`, with a progress bar where `show` is true and the output is a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(items, title, total, transient=True, disable=not (show and Console().is_terminal))

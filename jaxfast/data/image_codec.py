@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxfast.data.images import read_image
-from jaxfast.data.prediction import Prediction
+from jaxfast.data.points import to_pixels
+from jaxfast.data.prediction import KeyPoints, Prediction, Segmentation, Value, shares
 from jaxfast.messages import first
 
 
@@ -15,7 +16,9 @@ from jaxfast.messages import first
 class ImageCodec:
     """Images of `size` (height, width) and `channels`, brought there by `resize`; answers out of `classes`.
 
-    `task` is "single_label", the likeliest class, or "multi_label", every class above one half.
+    `task` is "single_label", the likeliest class; "multi_label", every class above one half; "segmentation", the
+    likeliest class of every pixel; "regression", numbers, and "points", places, which `classes` are the names of.
+    `view` is the size of the part, in the middle, that the model sees, None for all.
     """
 
     size: tuple[int, int]
@@ -23,6 +26,7 @@ class ImageCodec:
     channels: int
     classes: tuple[str, ...]
     task: str
+    view: tuple[int, int] | None = None
     kind: ClassVar[str] = "image"
 
     def encode(self, item: Any) -> dict[str, np.ndarray]:
@@ -39,29 +43,54 @@ class ImageCodec:
         Image.init()  # load Pillow's plugins before a thread opens a file: two at once can miss a format
         return {"image": read_image(item, self.size, self.resize, self.channels)}
 
-    def decode(self, probabilities: np.ndarray) -> Prediction:
-        """What the probabilities of one item, (classes,), say: the likeliest class, or all above one half."""
+    def decode(self, outputs: np.ndarray) -> Prediction | Segmentation | Value | KeyPoints:
+        """What the activated outputs of one item say.
+
+        Probabilities (classes,): the likeliest class, or all above one half; (height, width, classes): the likeliest
+        class of every pixel. Numbers (k,) as they are, one alone as a float. Places (k, 2) from -1..1 over what the
+        model sees to pixels of the image at `size`.
+        """
+        if self.task == "segmentation":
+            return Segmentation(outputs.argmax(-1).astype(np.uint8), outputs, self.classes)
+        if self.task == "regression":
+            return Value(float(outputs[0]) if len(self.classes) == 1 else outputs)
+        if self.task == "points":
+            view = self.view or self.size
+            corner = [(whole - part) // 2 for whole, part in zip(self.size, view, strict=True)]
+            points = to_pixels(np.asarray(outputs, np.float64), view) + corner[::-1]
+            return KeyPoints(points, self.classes, self.size, self.resize)
         if self.task == "single_label":
-            index = int(probabilities.argmax())
-            return Prediction(self.classes[index], index, probabilities)
-        on = probabilities > 0.5
-        return Prediction(self.label(on), np.flatnonzero(on), probabilities)
+            index = int(outputs.argmax())
+            return Prediction(self.classes[index], index, outputs)
+        on = outputs > 0.5
+        return Prediction(self.label(on), np.flatnonzero(on), outputs)
 
     def label(self, target: np.ndarray | int) -> str:
-        """The name of a target: its class, or all of its classes."""
+        """A target in words: its class, all of its classes, the shares of a mask's classes, numbers, or places in
+        pixels of the image at `size`."""
         if self.task == "single_label":
             return self.classes[int(target)]
+        if self.task == "segmentation":
+            return shares(target, self.classes)
+        if self.task == "regression":
+            named = zip(self.classes, target, strict=True)
+            return f"{target[0]:.4g}" if len(target) == 1 else first([f"{n} {x:.4g}" for n, x in named])
+        if self.task == "points":
+            named = zip(self.classes, to_pixels(target, self.size), strict=True)
+            return first([f"{name} ({x:.1f}, {y:.1f})" for name, (x, y) in named])
         return ", ".join(name for name, on in zip(self.classes, target, strict=True) if on) or "(none)"
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain JSON values.
 
-        >>> ImageCodec((64, 64), "crop", 3, ("cat", "dog"), "single_label").to_json()
-        {'size': [64, 64], 'resize': 'crop', 'channels': 3, 'classes': ['cat', 'dog'], 'task': 'single_label'}
+        >>> list(ImageCodec((64, 64), "crop", 3, ("cat", "dog"), "single_label").to_json().values())
+        [[64, 64], 'crop', 3, ['cat', 'dog'], 'single_label', None]
         """
-        return asdict(self) | {"size": list(self.size), "classes": list(self.classes)}
+        view = None if self.view is None else list(self.view)
+        return asdict(self) | {"size": list(self.size), "classes": list(self.classes), "view": view}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "ImageCodec":
         """The codec that `to_json` gave the fields of; TypeError for other fields."""
-        return cls(**{**fields, "size": tuple(fields["size"]), "classes": tuple(fields["classes"])})
+        view = None if fields.get("view") is None else tuple(fields["view"])
+        return cls(**{**fields, "size": tuple(fields["size"]), "classes": tuple(fields["classes"]), "view": view})

@@ -6,18 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
-from jaxfast.augment import center_crop, image_augment
+from jaxfast.augment import CenterCrop, ImageAugment, center_crop, image_augment
 from jaxfast.data.dataset import ImageDataset
 from jaxfast.data.image_codec import ImageCodec
 from jaxfast.data.images import RESIZES, SkippedImages, pair
 from jaxfast.data.labels import Labels
-from jaxfast.data.prediction import Prediction
+from jaxfast.data.points import to_pixels
+from jaxfast.data.prediction import KeyPoints, Prediction, Segmentation, Value
 from jaxfast.data.split import split_indices
 from jaxfast.messages import first, nearest
-from jaxfast.mix import unmixed
-from jaxfast.plot import show_images
+from jaxfast.mix import Composed, compose, unmixed
+from jaxfast.plot import show_images, show_masks, show_points, show_segmentation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,14 +27,26 @@ if TYPE_CHECKING:
 Size = int | tuple[int, int]
 Valid = float | str | Sequence[Any] | np.ndarray
 
+_MOVES = {"segmentation": "mask", "points": "points"}
+"""What of a task's targets lies in the image and moves with it."""
+_EACH = {
+    "single_label": "one label each",
+    "multi_label": "any number of labels each",
+    "segmentation": "a class for every pixel",
+    "regression": "numbers to predict",
+    "points": "places to predict",
+}
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageData:
     """Training and validation images with all that a learner needs to know of them.
 
-    `inputs` are the batch entries that the module takes; `task` is "single_label" (int32 targets) or "multi_label"
-    (multi-hot rows); `size` is what the module sees, (height, width), after `augment(key, batch)` in training and
-    `prepare(batch)` otherwise, both on the device, None where there is nothing to do.
+    `inputs` are the batch entries that the module takes; `task` is "single_label" (int32 targets), "multi_label"
+    (multi-hot rows), "segmentation" (masks, uint8 (height, width), 255 void), "regression" (float32 (k,)) or "points"
+    (float32 (k, 2), (x, y) in -1..1); `classes` name the classes, or the k numbers or points. `size` is what the module
+    sees, (height, width), after `augment(key, batch)` in training and `prepare(batch)` otherwise, both on the device,
+    None where there is nothing to do.
     """
 
     train: ImageDataset
@@ -48,8 +62,8 @@ class ImageData:
 
     @property
     def n_out(self) -> int:
-        """How many outputs a model of this data has: one per class."""
-        return len(self.classes)
+        """How many outputs a model of this data has: one per class or number, two per point; of masks, per pixel."""
+        return len(self.classes) * (2 if self.task == "points" else 1)
 
     @property
     def channels(self) -> int:
@@ -57,48 +71,94 @@ class ImageData:
 
     @property
     def codec(self) -> ImageCodec:
-        """How an item becomes an example and probabilities an answer: what an export stores."""
-        return ImageCodec(self.train.size, self.train.resize, self.channels, self.classes, self.task)
+        """How an item becomes an example and a model's output an answer: what an export stores."""
+        return ImageCodec(self.train.size, self.train.resize, self.channels, self.classes, self.task, self.size)
+
+    def resized(self, size: Size, presize: Size | None = None) -> "ImageData":
+        """The same images, split in the same way, for a model that sees `size` (progressive resizing).
+
+        `presize` keeps its ratio to `size` unless given. What `augment=True` and `image_augment` do, and what
+        `compose` puts together of them, is done at the new size; a function of your own is kept as it is. Raises
+        ValueError for sizes that `vision.from_...` refuses, and for a function whose images have another size.
+        """
+        size = _checked_size(size, "size")
+        if presize is None:
+            grown = [new * stored / old for new, stored, old in zip(size, self.train.size, self.size, strict=True)]
+            presize = tuple(round(side) for side in grown)
+        presize = _checked_presize(presize, size)
+        target, cropped = _MOVES.get(self.task), presize != size
+        crop = center_crop(size[0], target=target) if cropped else None
+        augment = _at_size(self.augment, size[0] if cropped else None, crop)
+        data = dataclasses.replace(
+            self, size=size, augment=crop if augment is None else augment, prepare=crop,
+            train=dataclasses.replace(self.train, size=presize), valid=dataclasses.replace(self.valid, size=presize),
+        )  # fmt: skip
+        if data.augment is not None:
+            batch = {name: value[None] for name, value in data.train[0].items()}
+            made = jax.eval_shape(data.augment, jax.random.key(0), batch)["image"].shape[1:3]
+            if made != size:
+                raise ValueError(
+                    f"augment makes images of {made[0]}x{made[1]} pixels, the new size is {size[0]}x{size[1]}: "
+                    "it has a size of its own, replace it with dataclasses.replace(data, augment=...)"
+                )
+        return data
 
     def label(self, target: np.ndarray | int) -> str:
-        """The name of a target: its class, or all of its classes."""
+        """A target in words: `ImageCodec.label`."""
         return self.codec.label(target)
 
     def encode(self, item: Any) -> dict[str, np.ndarray]:
         """What a data set would hold of an item: `ImageCodec.encode`."""
         return self.codec.encode(item)
 
-    def decode(self, probabilities: np.ndarray) -> Prediction:
-        """What the probabilities of one item say: `ImageCodec.decode`."""
-        return self.codec.decode(probabilities)
+    def decode(self, outputs: np.ndarray) -> Prediction | Segmentation | Value | KeyPoints:
+        """What the activated outputs of one item say: `ImageCodec.decode`."""
+        return self.codec.decode(outputs)
 
-    def show_results(self, examples: Sequence[Mapping], predictions: Sequence[Prediction]) -> "Figure":
-        """Draw examples under the predicted label and the true one, in red where they differ."""
-        truths = [self.label(example["target"]) for example in examples]
+    def show_results(self, examples: Sequence[Mapping], predictions: Sequence[Any]) -> "Figure":
+        """Draw examples with what is predicted and what is true: labels and numbers above, wrong labels in red; masks
+        side by side; points as crosses and rings."""
+        images, targets = ([example[name] for example in examples] for name in ("image", "target"))
+        if self.task == "points":
+            truths = [to_pixels(target, self.train.size) for target in targets]
+            return show_points(images, truths, self.classes, predictions=[p.points for p in predictions])
+        if self.task == "segmentation":
+            batch = {"image": np.stack(images), "target": np.stack(targets)}
+            batch = batch if self.prepare is None else self.prepare(batch)
+            masks = [p.mask for p in predictions]
+            return show_segmentation(*(np.asarray(batch[name]) for name in ("image", "target")), masks, self.classes)
+        truths = [self.label(target) for target in targets]
+        if self.task == "regression":
+            said = [self.label(np.atleast_1d(p.value)) for p in predictions]
+            return show_images(images, [f"{p}\n(is {truth})" for p, truth in zip(said, truths, strict=True)])
         titles = [f"{p.label}\n(is {truth})" for p, truth in zip(predictions, truths, strict=True)]
         wrong = [p.label != truth for p, truth in zip(predictions, truths, strict=True)]
-        return show_images([example["image"] for example in examples], titles, wrong=wrong)
+        return show_images(images, titles, wrong=wrong)
 
     def show_batch(self, n: int = 9, *, seed: int = 0) -> "Figure":
-        """Draw `n` training images as a model sees them, augmented, under the names of their labels."""
-        import jax
-
+        """Draw `n` training images as a model sees them, augmented, with their labels, masks or points."""
         rng = np.random.default_rng(seed)
         batch = self.train.batch(rng.permutation(len(self.train))[:n])
         augment = unmixed(self.augment)
         if augment is not None:
             batch = jax.jit(augment)(jax.random.key(seed), batch)
-        titles = [self.label(target) for target in np.asarray(batch["target"])]
-        return show_images(np.asarray(batch["image"]), titles)
+        images, targets = np.asarray(batch["image"]), np.asarray(batch["target"])
+        if self.task == "segmentation":
+            return show_masks(images, targets, self.classes)
+        if self.task == "points":
+            return show_points(images, to_pixels(targets, images.shape[1:3]), self.classes)
+        return show_images(images, [self.label(target) for target in targets])
 
     def __repr__(self) -> str:
         height, width = self.size
         stored = "" if self.size == self.train.size else ", cut from {}x{}".format(*self.train.size)
+        what = {"regression": "number", "points": "point"}.get(self.task, "class")
+        many = "" if len(self.classes) == 1 else "es" if what == "class" else "s"
         return (
             f"ImageData: {len(self.train)} training and {len(self.valid)} validation images, "
-            f"{len(self.classes)} classes ({first(self.classes, 10)})\n"
+            f"{len(self.classes)} {what}{many} ({first(self.classes, 10)})\n"
             f"  {height}x{width} pixels{stored}, {self.channels} channels, batches of {self.batch_size}, "
-            f"{'one label' if self.task == 'single_label' else 'any number of labels'} each"
+            f"{_EACH[self.task]}"
         )
 
 
@@ -120,15 +180,7 @@ def image_data(
 ) -> ImageData:
     """What all front doors share: check the settings, split, drop what cannot be read, settle the augmentation."""
     size = _checked_size(size, "size")
-    presize = size if presize is None else _checked_size(presize, "presize")
-    if presize[0] < size[0] or presize[1] < size[1]:
-        raise ValueError(
-            f"presize={_x(presize)} is smaller than size={_x(size)}: give at least the size, or leave it out"
-        )
-    if presize != size and size[0] != size[1]:
-        raise ValueError(
-            f"size={_x(size)} with presize={_x(presize)}: crops are square; give one number, or no presize"
-        )
+    presize = _checked_presize(size if presize is None else presize, size)
     for name, value, known in (
         ("resize", resize, RESIZES), ("on_error", on_error, ("raise", "skip")), ("channels", channels, (3, 1)),
     ):  # fmt: skip
@@ -156,15 +208,44 @@ def image_data(
     if batch_size > n:
         raise ValueError(f"batch_size={batch_size} is more than the {n} training images: give batch_size={n} or less")
 
-    crop = None if presize == size else center_crop(size[0])
+    target = _MOVES.get(labels.task)
+    crop = None if presize == size else center_crop(size[0], target=target)
     if augment is True:
-        augment = image_augment(None if crop is None else size[0])
+        augment = image_augment(None if crop is None else size[0], target=target)
     elif augment is False:
-        augment = None if crop is None else lambda key, batch: crop(batch)
+        augment = crop
+    else:
+        augment = _mapped(augment, lambda given: dataclasses.replace(given, target=target))
     return ImageData(
         train=train, valid=held_out, classes=labels.classes, task=labels.task, batch_size=int(batch_size), size=size,
         seed=seed, augment=augment, prepare=crop,
     )  # fmt: skip
+
+
+def _mapped(augment: Callable | None, change: Callable) -> Callable | None:
+    """`augment` with every `ImageAugment` and `CenterCrop` in it changed."""
+    if isinstance(augment, Composed):
+        return compose(*(_mapped(transform, change) for transform in augment.transforms))
+    return change(augment) if isinstance(augment, (ImageAugment, CenterCrop)) else augment
+
+
+def _at_size(augment: Callable | None, side: int | None, crop: CenterCrop | None) -> Callable | None:
+    """`augment` for crops of `side` pixels, None for whole images."""
+    change = lambda given: crop if isinstance(given, CenterCrop) else dataclasses.replace(given, size=side)
+    return _mapped(augment, change)
+
+
+def _checked_presize(presize: Size, size: tuple[int, int]) -> tuple[int, int]:
+    presize = _checked_size(presize, "presize")
+    if presize[0] < size[0] or presize[1] < size[1]:
+        raise ValueError(
+            f"presize={_x(presize)} is smaller than size={_x(size)}: give at least the size, or leave it out"
+        )
+    if presize != size and size[0] != size[1]:
+        raise ValueError(
+            f"size={_x(size)} with presize={_x(presize)}: crops are square; give one number, or no presize"
+        )
+    return presize
 
 
 def _checked_size(size: Size, name: str) -> tuple[int, int]:

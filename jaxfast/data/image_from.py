@@ -1,26 +1,27 @@
-"""Data of images from where they are: folders, arrays, frames, sources, TensorFlow Datasets and packed shards."""
+"""Data of images from folders, arrays and frames."""
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxfast.data.dataset import tracked
 from jaxfast.data.image_data import ImageData, Size, Valid, image_data
 from jaxfast.data.images import check_pixels
-from jaxfast.data.labels import Labels, any_labels, is_missing, label_classes, label_tags
-from jaxfast.data.packed import read_packed
-from jaxfast.data.sources import SourceImages, image_and_label, image_files
-from jaxfast.data.tfds_images import read_tfds
+from jaxfast.data.labels import Labels, any_labels, is_missing, label_classes, label_rows, label_tags, split_tags
+from jaxfast.data.masks import Void, array_masks, file_masks, mask_files
+from jaxfast.data.points import label_numbers, label_points
+from jaxfast.data.sources import image_files
 from jaxfast.messages import first, kind, nearest
 
 _HELD_OUT = ("valid", "val", "test")
+_TASKS = ("auto", "single_label", "multi_label", "segmentation", "regression", "points")
 
 
-def folder_labels(path: str | os.PathLike, classes: Sequence[str] | None) -> tuple[tuple[Path, ...], list[str], Labels]:
+def folder_labels(
+    path: str | os.PathLike, classes: Sequence[str] | None, label_delim: str | None = None
+) -> tuple[tuple[Path, ...], list[str], Labels]:
     """The image files of a folder of class folders, their names below it, and their labels."""
     files = image_files(path)
     names = [file.relative_to(path).as_posix() for file in files]
@@ -29,31 +30,17 @@ def folder_labels(path: str | os.PathLike, classes: Sequence[str] | None) -> tup
         raise ValueError(
             f"{first(loose)}: directly in {path}, in no class folder; put images into folders named after their class"
         )
-    labels = label_classes(
-        [file.parent.name for file in files],
-        classes,
-        source=f"the class folders of {path}",
-        where=lambda i: names[i],
-    )
-    return files, names, labels
+    folders, source, where = [file.parent.name for file in files], f"the class folders of {path}", lambda i: names[i]
+    if label_delim is None:
+        return files, names, label_classes(folders, classes, source=source, where=where)
+    return files, names, label_tags(split_tags(folders, label_delim, classes, source=source), classes, where=where)
 
 
-def source_labels(source: Any, classes: Sequence[str] | None) -> tuple[SourceImages, Labels]:
-    """The images of a source, and its labels, for which it is read once."""
-    if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
-        raise ValueError(f"a source needs len() and [i], {kind(source)} lacks them: give a list, for one")
-    n = len(source)
-    if not n:
-        raise ValueError("the source is empty: give at least two examples")
-    with ThreadPoolExecutor() as pool:
-        read = pool.map(lambda i: image_and_label(source, i)[1], range(n))
-        labels = list(tracked(read, "reading labels", n > 5000, n))
-    return SourceImages(source), any_labels(labels, classes)
-
-
-def _check_unmixed(names: Sequence[str], valid: Valid, where: str | os.PathLike, otherwise: str = "") -> None:
-    """ValueError for a random part of images that lie in folders for training and validation."""
-    tops = {name.split("/")[0] for name in names if name.count("/") >= 2}
+def check_unmixed(
+    names: Sequence[str], valid: Valid, where: str | os.PathLike, otherwise: str = "", *, folders: int = 2
+) -> None:
+    """ValueError for a random part of images that lie in folders for training and validation, `folders` deep."""
+    tops = {name.split("/")[0] for name in names if name.count("/") >= folders}
     if isinstance(valid, float) and "train" in tops and tops.intersection(_HELD_OUT):
         held_out = [top for top in _HELD_OUT if top in tops]
         raise ValueError(
@@ -74,6 +61,7 @@ def from_folder(
     resize: str = "crop",
     channels: int = 3,
     classes: Sequence[str] | None = None,
+    label_delim: str | None = None,
     on_error: str = "raise",
 ) -> ImageData:
     """Images in class folders: the class of an image is the name of the folder that it lies in, at any depth.
@@ -83,12 +71,13 @@ def from_folder(
     `size`: what the model sees, a side in pixels or (height, width). `presize` (default `size`): what the host makes
     of every image, by `resize` "crop", "pad" or "squish"; a random crop of `size` pixels is then cut on the device.
     `augment`: True for `image_augment(size)`, False for none, or your own `(key, batch) -> batch`.
-    `channels`: 3 or 1 (grey). `classes`: the class names in order, where sorted names will not do.
+    `channels`: 3 or 1 (grey). `classes`: the class names in order, where sorted names will not do. `label_delim`: what
+    separates several labels in the name of a folder, such as "_" in "red_dress"; the targets are then multi-hot.
     `on_error`: "raise" names an unreadable image when it is read, "skip" looks at every file now and leaves the
     unreadable ones out with a warning. Raises ValueError or FileNotFoundError for anything that does not fit.
     """
-    files, names, labels = folder_labels(path, classes)
-    _check_unmixed(names, valid, path, f", or give {Path(path, 'train')}")
+    files, names, labels = folder_labels(path, classes, label_delim)
+    check_unmixed(names, valid, path, f", or give {Path(path, 'train')}")
     return image_data(
         files, labels, names=names, named=classes is not None, valid=valid, seed=seed, size=size, presize=presize,
         batch_size=batch_size, augment=augment, resize=resize, channels=channels, on_error=on_error,
@@ -108,12 +97,17 @@ def from_arrays(
     resize: str = "crop",
     channels: int = 3,
     classes: Sequence[str] | None = None,
+    void: Void = None,
+    task: str = "auto",
 ) -> ImageData:
     """Images in one uint8 array, (n, height, width) or (n, height, width, 1, 3 or 4).
 
-    `labels` are whole numbers (n,) that count from 0, names (n,), or multi-hot rows (n, classes); `classes` are their
-    names. `size` None keeps the size of the images; `valid` is a fraction or indices. The rest as in `from_folder`.
-    Raises ValueError for arrays of unequal length, other dtypes and shapes, and labels out of range.
+    `labels` are whole numbers (n,) that count from 0, names (n,), multi-hot rows (n, classes), or masks (n, height,
+    width) of codes; `classes` are their names, and `void` is what in masks belongs to no class (`from_masks`). With
+    `task` "regression" they are numbers to predict, (n,) or (n, k); with "points" places (n, k, 2), an (x, y) each in
+    pixels from the upper left corner, where the first pixel has its centre at (.5, .5). `size` None keeps the size of
+    the images; `valid` is a fraction or indices. The rest as in `from_folder`. Raises ValueError for arrays of unequal
+    length, other dtypes and shapes, labels and codes out of range, and numbers that are missing.
     """
     try:
         images = np.asarray(images)
@@ -128,21 +122,46 @@ def from_arrays(
     check_pixels(images, "images")
     if not hasattr(labels, "__len__"):
         raise ValueError(f"labels is {kind(labels)}: give one label for each of the {len(images)} images")
+    shape = getattr(labels, "shape", ())
+    _check_task(task)
+    masks = task == "segmentation" or (task not in ("regression", "points") and len(shape) == 3)
     if len(images) != len(labels):
-        raise ValueError(f"{len(images)} images, but {len(labels)} labels: give one label for each image")
+        what = "mask" if masks else "label"
+        raise ValueError(f"{len(images)} images, but {len(labels)} {what}s: give one {what} for each image")
+    where = lambda i: f"image {i}"
+    if void is not None and not masks:
+        raise ValueError(f"void={void!r} is for masks (n, height, width), the labels have the shape {shape}")
+    if task == "regression":
+        found = label_numbers(labels, classes, where=where)
+    elif task == "points":
+        found = label_points(labels, classes, where=where)
+    elif masks:
+        found = array_masks(images, np.asarray(labels), classes, void)
+    else:
+        found = any_labels(labels, classes)
+    _check_task(task, found)
     return image_data(
-        images, any_labels(labels, classes), named=classes is not None, valid=valid, seed=seed,
+        images, found, named=classes is not None, valid=valid, seed=seed,
         size=images.shape[1:3] if size is None else size, presize=presize, batch_size=batch_size, augment=augment,
         resize=resize, channels=channels, on_error="raise",
     )  # fmt: skip
+
+
+def _check_task(task: str, labels: Labels | None = None) -> None:
+    """ValueError for an unknown task, and for labels that are of another one."""
+    if task not in _TASKS:
+        raise ValueError(f"task={task!r} is unknown: give one of {first(_TASKS, 10)}{nearest(task, _TASKS)}")
+    if labels is not None and task not in ("auto", labels.task):
+        raise ValueError(f"task={task!r}, but these labels are of task {labels.task!r}: give the one or the other")
 
 
 def from_frame(
     df: Any,
     *,
     image: str = "path",
-    label: str = "label",
+    label: str | Sequence[str] = "label",
     label_delim: str | None = None,
+    mask: str | None = None,
     root: str | os.PathLike = ".",
     valid: Valid = 0.2,
     seed: int = 42,
@@ -153,39 +172,32 @@ def from_frame(
     resize: str = "crop",
     channels: int = 3,
     classes: Sequence[str] | None = None,
+    void: Void = None,
+    task: str = "auto",
     on_error: str = "raise",
 ) -> ImageData:
-    """Images whose paths, below `root`, and labels are two columns of a data frame.
+    """Images whose paths, below `root`, and labels are columns of a data frame.
 
     `label_delim`: what separates several labels in one cell, such as " "; the targets are then multi-hot, and an
-    empty cell means no label. Without it a label is a name, or a whole number. Give `df["is_valid"]` as `valid` to
-    split by a column of booleans. The rest as in `from_folder`. Raises ValueError for columns that are not there and
-    for missing values, FileNotFoundError for files that are not there.
+    empty cell means no label. Without it a label is a name, or a whole number. `label` may be several columns, with
+    `task` "multi_label" of zeros and ones, "regression" of numbers to predict, or "points" of x, y, x, y, ..., places
+    in pixels of each image from its upper left corner, where the first pixel has its centre at (.5, .5). `mask`: the
+    column of mask files below `root`, instead of labels; `classes` are then the names of their codes and `void` what
+    belongs to no class, as in `from_masks`. Give `df["is_valid"]` as `valid` to split by a column of booleans. The
+    rest as in `from_folder`. Raises ValueError for columns that are not there and for missing values,
+    FileNotFoundError for files that are not there.
     """
     if not hasattr(df, "columns"):
         raise ValueError(f"{kind(df)} is no data frame: give one, such as pandas.read_csv(...) makes")
+    _check_task(task)
     columns = list(df.columns)
-    for name in (image, label):
+    wanted = [label] if isinstance(label, str) else list(label)
+    for name in (image, *(wanted if mask is None else [mask])):
         if name not in columns:
             raise ValueError(f"no column {name!r}: the columns are {first(columns, 20)}{nearest(name, columns)}")
     if isinstance(valid, str) and valid in columns:
         raise ValueError(f"valid={valid!r} is a column, and text names a folder here: give valid=df[{valid!r}]")
-    names = [str(name) for name in df[image]]
-    cells = np.asarray(df[label], object)
-    absent = [i for i, value in enumerate(df[image]) if is_missing(value)]
-    if absent:
-        raise ValueError(f"column {image!r} is empty in row {first(absent)}: fill it in or drop it")
-    where = lambda i: f"row {i} ({names[i]})"
-    if label_delim is None:
-        labels = label_classes(cells, classes, source=f"the rows of column {label!r}", where=where)
-    else:
-        wrong = [i for i, cell in enumerate(cells) if not isinstance(cell, str)]
-        if wrong:
-            raise ValueError(
-                f"the label is missing or no text in {first([where(i) for i in wrong])}: "
-                f'drop the rows, or say "" for an image without a label'
-            )
-        labels = label_tags([[tag for tag in cell.split(label_delim) if tag] for cell in cells], classes, where=where)
+    names = _paths(df, image)
     files = tuple(Path(root, name) for name in names)
     if on_error == "raise":
         missing = [i for i, file in enumerate(files) if not file.is_file()]
@@ -194,6 +206,17 @@ def from_frame(
                 f"{len(missing)} of {len(files)} files are not there, such as {files[missing[0]]} (row {missing[0]}): "
                 f"column {image!r} holds paths below root={os.fspath(root)!r}"
             )
+    if mask is not None:
+        if classes is None:
+            raise ValueError(f"mask={mask!r} needs the names of the codes in masks: give classes=")
+        masks = mask_files(files, [Path(root, name) for name in _paths(df, mask)], Path(root))
+        labels = file_masks(files, masks, classes, void)
+    else:
+        if void is not None:
+            raise ValueError(f"void={void!r} is for masks: give mask=, the column of their files")
+        where = lambda i: f"row {i} ({names[i]})"
+        labels = _frame_labels(df, wanted, label_delim, classes, task, where)
+    _check_task(task, labels)
     return image_data(
         files, labels, names=[name.replace(os.sep, "/") for name in names], named=classes is not None, valid=valid,
         seed=seed, size=size, presize=presize, batch_size=batch_size, augment=augment, resize=resize,
@@ -201,91 +224,51 @@ def from_frame(
     )  # fmt: skip
 
 
-def from_source(
-    source: Any,
-    *,
-    valid: Valid = 0.2,
-    seed: int = 42,
-    size: Size = 224,
-    presize: Size | None = None,
-    batch_size: int = 64,
-    augment: bool | Callable = True,
-    resize: str = "crop",
-    channels: int = 3,
-    classes: Sequence[str] | None = None,
-    on_error: str = "raise",
-) -> ImageData:
-    """Anything with len() and [i] that gives (image, label) or {"image": ..., "label": ...}, such as torch data sets.
-
-    An image is a path, bytes, a PIL image or an array; a label is a whole number that counts from 0, a name, a list
-    of names, or a multi-hot row. The source is read once now, for its labels, and then from several threads at once.
-    `valid` is a fraction or indices; the rest as in `from_folder`. Raises ValueError for anything else.
-    """
-    images, labels = source_labels(source, classes)
-    return image_data(
-        images, labels, named=classes is not None, valid=valid, seed=seed, size=size, presize=presize,
-        batch_size=batch_size, augment=augment, resize=resize, channels=channels, on_error=on_error,
-    )  # fmt: skip
+def _paths(df: Any, column: str) -> list[str]:
+    """A column of paths; ValueError for empty cells."""
+    absent = [i for i, value in enumerate(df[column]) if is_missing(value)]
+    if absent:
+        raise ValueError(f"column {column!r} is empty in row {first(absent)}: fill it in or drop it")
+    return [str(name) for name in df[column]]
 
 
-def from_tfds(
-    name: str | os.PathLike,
-    *,
-    data_dir: str | os.PathLike | None = None,
-    split: str = "train",
-    image: str = "image",
-    label: str = "label",
-    valid: Valid = 0.2,
-    seed: int = 42,
-    size: Size = 224,
-    presize: Size | None = None,
-    batch_size: int = 64,
-    augment: bool | Callable = True,
-    resize: str = "crop",
-    channels: int = 3,
-    on_error: str = "raise",
-) -> ImageData:
-    """Images of a prepared data set of TensorFlow Datasets, read from ArrayRecord files without TensorFlow.
-
-    `name`: "cifar10", "imagenet_v2/matched-frequency", "cifar10:3.0.2" in `data_dir` (default: TFDS_DATA_DIR, else
-    ~/tensorflow_datasets), or a folder; `python -m jaxfast.data.tfds_prepare NAME` prepares it. `split` trains;
-    `valid` is another split ("validation", "test", "train[80%:]" beside split="train[:80%]"), or a fraction or indices
-    of `split`. `image` and `label` are features; the label's ClassLabel names the classes. The records are read once
-    now, for their labels. The rest as in `from_folder`. Raises FileNotFoundError for a data set that is not prepared,
-    ValueError for TFRecord files, features and splits that are not there, splits that overlap, and missing labels.
-    """
-    held_out = valid if isinstance(valid, str) else None
-    images, labels, n_train = read_tfds(name, data_dir, split=split, valid=held_out, image=image, label=label)
-    return image_data(
-        images, labels, named=True, valid=valid if held_out is None else np.arange(n_train, len(labels.targets)),
-        seed=seed, size=size, presize=presize, batch_size=batch_size, augment=augment, resize=resize,
-        channels=channels, on_error=on_error,
-    )  # fmt: skip
+def _frame_labels(df: Any, columns: list[str], delim: str | None, classes: Any, task: str, where: Callable) -> Labels:
+    """What the label columns of a frame say."""
+    source = f"the rows of column {columns[0]!r}"
+    if task in ("regression", "points") or len(columns) > 1:
+        if task not in ("multi_label", "regression", "points"):
+            raise ValueError(
+                f"label= names {len(columns)} columns: say task='regression' for numbers, 'points' for x, y, ..., or "
+                "'multi_label' for zeros and ones"
+            )
+        values = np.stack([number_column(df, name, where) for name in columns], -1)
+        if task == "multi_label":
+            return label_rows(values, columns if classes is None else classes, where=where)
+        if task == "regression":
+            return label_numbers(values, columns if classes is None else classes, where=where)
+        if len(columns) % 2:
+            raise ValueError(f"label= names {len(columns)} columns: points need an x and a y each, in this order")
+        return label_points(values.reshape(len(values), -1, 2), classes, where=where)
+    cells = np.asarray(df[columns[0]], object)
+    if delim is None:
+        return label_classes(cells, classes, source=source, where=where)
+    wrong = [i for i, cell in enumerate(cells) if not isinstance(cell, str)]
+    if wrong:
+        raise ValueError(
+            f"the label is missing or no text in {first([where(i) for i in wrong])}: "
+            f'drop the rows, or say "" for an image without a label'
+        )
+    return label_tags(split_tags(cells, delim, classes, source=source), classes, where=where)
 
 
-def from_packed(
-    path: str | os.PathLike,
-    *,
-    valid: Valid = 0.2,
-    seed: int = 42,
-    size: Size | None = None,
-    presize: Size | None = None,
-    batch_size: int = 64,
-    augment: bool | Callable = True,
-    resize: str = "crop",
-    channels: int = 3,
-) -> ImageData:
-    """Images that `python -m jaxfast.data.pack FOLDER path` wrote, read from their shards when they are asked for.
-
-    `valid`: as in `from_folder`, names being those below FOLDER; of a packed `tfds:NAME --valid SPLIT`, "valid" is
-    that split. `size` None is the size that they were packed in; give `presize` to cut a smaller `size` from it at
-    random. The rest as in `from_folder`. Raises FileNotFoundError where there is no pack, or a shard is missing,
-    ValueError for a pack that is not finished and, naming it, for a damaged shard.
-    """
-    images, labels, names, packed_size = read_packed(path)
-    if names is not None:
-        _check_unmixed(names, valid, path)
-    return image_data(
-        images, labels, names=names, named=True, valid=valid, seed=seed, size=packed_size if size is None else size,
-        presize=presize, batch_size=batch_size, augment=augment, resize=resize, channels=channels, on_error="raise",
-    )  # fmt: skip
+def number_column(df: Any, column: str, where: Callable) -> np.ndarray:
+    """A column as float32; ValueError, with the row, for an empty cell and for what is no number."""
+    cells = list(df[column])
+    for i, cell in enumerate(cells):
+        if is_missing(cell):
+            raise ValueError(f"column {column!r} is empty in {where(i)}: fill it in or drop the row")
+        try:
+            float(cell)
+        except (TypeError, ValueError):
+            raise ValueError(f"column {column!r} holds {cell!r} in {where(i)}: give numbers") from None
+    return np.array(cells, np.float32)

@@ -48,16 +48,53 @@ def read_image(
 ) -> UInt8[np.ndarray, "h w channels"]:
     """`presize(decode(item, channels), size, resize)`, but a JPEG of at least four times the size is not decoded to all
     of its pixels (`jpeg.reduction`)."""
+    return read_sized(item, size, resize, channels)[0]
+
+
+def read_sized(
+    item: Any, size: int | tuple[int, int], resize: str = "crop", channels: int = 3
+) -> tuple[UInt8[np.ndarray, "h w channels"], tuple[int, int]]:
+    """What `read_image` gives, and the (height, width) that the upright image has: what `window` needs."""
     size = pair(size)
     along = lambda height, width, turned: reduction(height, width, size[::-1] if turned else size, resize)
-    return _presize(*_read(item, channels, along), size, resize)
+    picture = _read(item, channels, along)
+    return _presize(picture.pixels, picture.area, size, resize), picture.extent
+
+
+def image_extent(item: Any) -> tuple[int, int] | None:
+    """(height, width) of an upright image that `decode` takes, from its header; None for anything else.
+
+    Raises UnreadableImage and FileNotFoundError as `decode` does.
+    """
+    from PIL import Image
+
+    if isinstance(item, Image.Image):
+        return _turned_extent(item)
+    if isinstance(item, (str, os.PathLike, bytes, bytearray)):
+        packed = isinstance(item, (bytes, bytearray))
+        name = f"of {len(item)} bytes" if packed else os.fspath(item)
+        try:
+            with Image.open(BytesIO(item) if packed else item) as image:
+                return _turned_extent(image)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"cannot read image {name}: no such file") from None
+        except Exception as error:  # a broken file makes Pillow raise nearly anything
+            raise UnreadableImage(name, "not an image file that Pillow knows") from error
+    return tuple(np.shape(item)[:2]) if hasattr(item, "__array__") else None
+
+
+def _turned_extent(image) -> tuple[int, int]:
+    turned = image.getexif().get(ORIENTATION) in _TURNED
+    return (image.width, image.height) if turned else (image.height, image.width)
 
 
 class _Picture(NamedTuple):
-    """Pixels, upright, and the part of them (left, top, right, bottom), in fractions, that is picture."""
+    """Pixels, upright, the part of them (left, top, right, bottom), in fractions, that is picture, and the (height,
+    width) of the picture before it was reduced."""
 
     pixels: np.ndarray
     area: tuple[float, float, float, float]
+    extent: tuple[int, int]
 
 
 _TURNED = (5, 6, 7, 8)
@@ -70,14 +107,14 @@ def _read(item: Any, channels: int, factor: Callable[[int, int, bool], int]) -> 
 
     if isinstance(item, Image.Image):
         pixels = _pixels(_eight_bits(item), channels)
-        return _upright(pixels, pixels.shape[:2], item.getexif().get(ORIENTATION))
+        return _upright(pixels, pixels.shape[:2], pixels.shape[:2], item.getexif().get(ORIENTATION))
     if isinstance(item, (str, os.PathLike)):
         return _read_file(item, os.fspath(item), channels, factor)
     if isinstance(item, (bytes, bytearray)):
         return _read_file(item, f"of {len(item)} bytes", channels, factor)
     if hasattr(item, "__array__"):
         pixels = _decode_array(np.asarray(item), channels)
-        return _upright(pixels, pixels.shape[:2], None)
+        return _upright(pixels, pixels.shape[:2], pixels.shape[:2], None)
     raise ValueError(f"cannot read an image from {kind(item)}: give a path, bytes, a PIL image or an array")
 
 
@@ -86,16 +123,22 @@ def _read_file(item: Any, name: str, channels: int, factor: Callable[[int, int, 
 
     try:
         data = item if isinstance(item, (bytes, bytearray)) else Path(item).read_bytes()
-        orientation = jpeg_orientation(data)
-        found = decode_jpeg(data, lambda height, width: factor(height, width, orientation in _TURNED))
+        orientation, whole = jpeg_orientation(data), []
+
+        def by_header(height, width):
+            whole.append((height, width))
+            return factor(height, width, orientation in _TURNED)
+
+        found = decode_jpeg(data, by_header)
         if found is not None:
-            return _upright(_decode_array(found[0], channels), found[1], orientation)
+            return _upright(_decode_array(found[0], channels), found[1], whole[0], orientation)
         with Image.open(BytesIO(data)) as image:
             height, width, orientation, by = image.height, image.width, image.getexif().get(ORIENTATION), 1
             if image.format in ("JPEG", "MPO"):
                 by = factor(height, width, orientation in _TURNED)
                 image.draft(image.mode, (width // by, height // by))
-            return _upright(_pixels(_eight_bits(image), channels), (height / by, width / by), orientation)
+            pixels = _pixels(_eight_bits(image), channels)
+            return _upright(pixels, (height / by, width / by), (height, width), orientation)
     except FileNotFoundError:
         raise FileNotFoundError(f"cannot read image {name}: no such file") from None
     except IsADirectoryError:
@@ -106,17 +149,19 @@ def _read_file(item: Any, name: str, channels: int, factor: Callable[[int, int, 
         raise UnreadableImage(name, str(error) or type(error).__name__) from error
 
 
-def _upright(pixels: np.ndarray, extent: tuple[float, float], orientation: int | None) -> _Picture:
-    """Stored pixels, of which `extent` rows and columns are picture, turned as the EXIF standard says (tag 274)."""
+def _upright(
+    pixels: np.ndarray, covered: tuple[float, float], extent: tuple[int, int], orientation: int | None
+) -> _Picture:
+    """Stored pixels, of which `covered` rows and columns are a picture of `extent`, turned as EXIF says (tag 274)."""
     # not ImageOps.exif_transpose: that also writes the EXIF block anew, which fails on a damaged one
-    left, top, (bottom, right) = 0, 0, extent
+    left, top, (bottom, right) = 0, 0, covered
     if orientation in _TURNED:
-        pixels, bottom, right = pixels.swapaxes(0, 1), right, bottom
+        pixels, bottom, right, extent = pixels.swapaxes(0, 1), right, bottom, extent[::-1]
     if orientation in (3, 4, 7, 8):
         pixels, top, bottom = pixels[::-1], len(pixels) - bottom, len(pixels)
     if orientation in (2, 3, 6, 7):
         pixels, left, right = pixels[:, ::-1], pixels.shape[1] - right, pixels.shape[1]
-    return _Picture(np.ascontiguousarray(pixels), (left, top, right, bottom))
+    return _Picture(np.ascontiguousarray(pixels), (left, top, right, bottom), tuple(extent))
 
 
 def _eight_bits(image):
@@ -194,23 +239,45 @@ def _presize(
     image: np.ndarray, area: tuple[float, float, float, float], size: tuple[int, int], resize: str
 ) -> np.ndarray:
     """`presize` of the part `area` (left, top, right, bottom) of an image."""
-    if resize not in RESIZES:
-        raise ValueError(f"resize={resize!r} is unknown: give one of {', '.join(RESIZES)}")
+    part = window(area, size, resize)
     if image.shape[:2] == size:
         return image
+    return reflected(resample(image, part.inner, part.box), part, size)
+
+
+class Window(NamedTuple):
+    """The part `box` (left, top, right, bottom) of an image, in its pixels, becomes (height, width) `inner` pixels, the
+    first of them at `corner` (row, column) of the result; what is left of the result is reflection."""
+
+    box: tuple[float, float, float, float]
+    inner: tuple[int, int]
+    corner: tuple[int, int]
+
+
+def window(area: tuple[float, float, float, float], size: tuple[int, int], resize: str) -> Window:
+    """Where `presize` to `size` takes the part `area` (left, top, right, bottom) of an image; all that it shows of a
+    mask or of key-points follows from this."""
+    if resize not in RESIZES:
+        raise ValueError(f"resize={resize!r} is unknown: give one of {', '.join(RESIZES)}")
     (height, width), (left, top, right, bottom) = size, area
     old_height, old_width = bottom - top, right - left
+    if resize == "squish":
+        return Window(area, size, (0, 0))
     if resize == "crop":
         scale = max(height / old_height, width / old_width)
         y, x = max((old_height - height / scale) / 2, 0), max((old_width - width / scale) / 2, 0)
-        return resample(image, size, (left + x, top + y, right - x, bottom - y))
-    if resize == "squish":
-        return resample(image, size, area)
+        return Window((left + x, top + y, right - x, bottom - y), size, (0, 0))
     scale = min(height / old_height, width / old_width)
     inner = min(height, max(1, round(old_height * scale))), min(width, max(1, round(old_width * scale)))
-    y, x = ((outer - part) // 2 for outer, part in zip(size, inner, strict=True))
-    edges = ((y, height - inner[0] - y), (x, width - inner[1] - x), (0, 0))
-    return np.pad(resample(image, inner, area), edges, mode="reflect")
+    return Window(area, inner, tuple((outer - part) // 2 for outer, part in zip(size, inner, strict=True)))
+
+
+def reflected(pixels: np.ndarray, part: Window, size: tuple[int, int]) -> np.ndarray:
+    """The pixels of a window in a result of `size`, mirrored at their borders where they do not fill it."""
+    if part.inner == size:
+        return pixels
+    edges = [(start, outer - start - n) for start, n, outer in zip(part.corner, part.inner, size, strict=True)]
+    return np.pad(pixels, edges + [(0, 0)] * (pixels.ndim - 2), mode="reflect")
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:

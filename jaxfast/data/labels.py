@@ -9,9 +9,10 @@ from jaxfast.messages import first, nearest
 
 
 class Labels(NamedTuple):
-    """Targets of task "single_label", int32 (n,), or "multi_label", float32 zeros and ones (n, classes)."""
+    """Targets of task "single_label", int32 (n,), "multi_label", float32 zeros and ones (n, classes), "regression",
+    float32 (n, k), "segmentation", `Masks`, or "points", `Points`; `classes` name classes, numbers or points."""
 
-    targets: np.ndarray
+    targets: Any
     classes: tuple[str, ...]
     task: str
 
@@ -45,7 +46,10 @@ def label_classes(values: Sequence[Any], classes: Sequence[Any] | None, *, sourc
     if np.issubdtype(values.dtype, np.floating):
         i = int(np.argmax(values != np.round(values)))
         if values[i] != np.round(values[i]):
-            raise ValueError(f"the label of {where(i)} is {values[i]}: classes are names or whole numbers")
+            raise ValueError(
+                f"the label of {where(i)} is {values[i]}: classes are names or whole numbers; "
+                "numbers are predicted by from_arrays and from_frame with task='regression'"
+            )
         values = values.astype(np.int64)
     if classes is None:
         distinct = np.unique(values.astype(str) if values.dtype == object else values)
@@ -128,6 +132,23 @@ def label_tags(tags: Sequence[Sequence[str]], classes: Sequence[Any] | None, *, 
     if not len(classes):
         raise ValueError("no example has a label: training needs at least one class")
     return Labels(rows, classes, "multi_label")
+
+
+def split_tags(cells: Sequence[str], delim: str, classes: Sequence[Any] | None, *, source: str) -> list[list[str]]:
+    """The labels of each cell, between `delim`, without blanks around them; an empty cell has none.
+
+    Raises ValueError for a delimiter that no cell holds, unless `classes` say what the labels are.
+    """
+    if not isinstance(delim, str) or not delim:
+        raise ValueError(f"label_delim={delim!r}: give what stands between two labels, such as ' '")
+    filled = [cell for cell in cells if cell.strip()]
+    if filled and classes is None and not any(delim in cell for cell in filled):
+        longest = max(filled, key=len)
+        raise ValueError(
+            f"label_delim={delim!r} stands in none of {source}, such as {longest!r}: give what separates their labels, "
+            "leave it out for one label each, or name the labels in classes="
+        )
+    return [[tag.strip() for tag in cell.split(delim) if tag.strip()] for cell in cells]
 
 
 def any_labels(labels: Any, classes: Sequence[Any] | None) -> Labels:

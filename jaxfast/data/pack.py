@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxfast._extras import need
-from jaxfast.data.image_from import folder_labels, source_labels
+from jaxfast.data.image_from import folder_labels
+from jaxfast.data.image_from_records import source_labels
 from jaxfast.data.images import RESIZES, UnreadableImage, pair, read_image
 from jaxfast.data.labels import Labels
 from jaxfast.data.packed import INDEX, VERSION, Index, Shard, checksum, read_index

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxfast.data import frames
+from jaxfast.data.prediction import Value
 from jaxfast.data.split import split_indices
-from jaxfast.data.table_target import Value
 from jaxfast.messages import first, nearest
 
 

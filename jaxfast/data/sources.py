@@ -1,6 +1,7 @@
 """Where images come from: files below a folder, and anything with len and getitem."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +56,11 @@ def image_and_label(source: Any, i: int) -> tuple[Any, Any]:
         return example[0], example[1]
     what = f"a dict of {first(list(example))}" if isinstance(example, dict) else f"a {type(example).__name__}"
     raise ValueError(f'example {i} of the source is {what}: give (image, label) or {{"image": ..., "label": ...}}')
+
+
+def tracked(items: Iterable[Any], title: str, show: bool, total: int | None = None) -> Iterable[Any]:
+    """`items`, with a progress bar where `show` is true and the output is a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, title, total, transient=True, disable=not (show and Console().is_terminal))

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxfast.data import frames
-from jaxfast.data.prediction import Prediction
+from jaxfast.data.prediction import Prediction, Value
 from jaxfast.data.table_columns import Category, Number
-from jaxfast.data.table_target import Target, Value
+from jaxfast.data.table_target import Target
 from jaxfast.messages import first
 
 

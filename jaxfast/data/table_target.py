@@ -41,13 +41,6 @@ class Target:
         return ((np.log(values) if self.log else np.asarray(values)) - mean) / std
 
 
-@dataclass(frozen=True)
-class Value:
-    """A regression's answer: a number, or an array of one per target."""
-
-    value: float | np.ndarray
-
-
 def fit_target(frame, names: Sequence[str], task: str, log: bool, standardize: bool) -> Target:
     """The target of the training rows in `frame`: classes, or mean and deviation.
 

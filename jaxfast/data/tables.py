@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from jaxfast.data import frames
-from jaxfast.data.prediction import Prediction
+from jaxfast.data.prediction import Prediction, Value
 from jaxfast.data.split import split_indices
 from jaxfast.data.table_codec import TableCodec, fit_codec
-from jaxfast.data.table_target import Value, check_target, encode_target, fit_target
+from jaxfast.data.table_target import check_target, encode_target, fit_target
 from jaxfast.messages import first, nearest
 
 

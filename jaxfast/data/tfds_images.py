@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxfast._extras import need
-from jaxfast.data.dataset import tracked
 from jaxfast.data.labels import Labels, label_classes
+from jaxfast.data.sources import tracked
 from jaxfast.messages import first, nearest
 
 ARRAY_RECORD = "array_record"

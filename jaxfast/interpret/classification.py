@@ -51,10 +51,7 @@ class Interpretation:
 
     def __post_init__(self) -> None:
         rows, count = np.shape(self.probabilities)
-        lengths = {"targets": len(self.targets), "losses": len(self.losses), "examples": len(self.dataset)}
-        for name, length in lengths.items():
-            if length != rows:
-                raise ValueError(f"{length} {name} for {rows} rows of probabilities: give one per row")
+        check_lengths(self.probabilities, self.targets, self.losses, self.dataset)
         if len(self.classes) != count:
             raise ValueError(f"{len(self.classes)} classes for {count} columns of probabilities: give one each")
         targets = np.asarray(self.targets)
@@ -107,3 +104,11 @@ class Interpretation:
         cells = [(int(i), int(j)) for i, j in np.argwhere(errors >= max(min, 1))]
         cells.sort(key=lambda cell: -errors[cell])
         return [(str(self.classes[i]), str(self.classes[j]), int(errors[i, j])) for i, j in cells]
+
+
+def check_lengths(probabilities, targets, losses, dataset) -> None:
+    """ValueError where there is not one target, loss and example for each row of probabilities."""
+    rows = len(probabilities)
+    for name, values in (("targets", targets), ("losses", losses), ("examples", dataset)):
+        if len(values) != rows:
+            raise ValueError(f"{len(values)} {name} for {rows} rows of probabilities: give one per row")

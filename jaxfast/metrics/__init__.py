@@ -11,7 +11,7 @@ from jaxfast.messages import first, nearest
 from jaxfast.metrics.classes import accuracy, balanced_accuracy, error_rate, matthews, perplexity, top_k
 from jaxfast.metrics.f_beta import accuracy_multi, f_beta, precision, recall
 from jaxfast.metrics.numbers import mae, mse, r2, rmse
-from jaxfast.metrics.overlap import dice, mean_iou
+from jaxfast.metrics.overlap import Overlap, class_overlaps, confusion, dice, mean_iou, pixel_accuracy
 from jaxfast.metrics.protocol import HostMetric, Metric, mean_of
 from jaxfast.metrics.ranking import Undefined, average_precision, roc_auc
 
@@ -29,6 +29,7 @@ METRICS: dict[str, Metric | HostMetric] = {
         accuracy_multi(),
         roc_auc(),
         average_precision(),
+        pixel_accuracy(),
         dice(),
         mean_iou(),
         mse(),
@@ -46,12 +47,13 @@ METRICS: dict[str, Metric | HostMetric] = {
   counted together); f2_samples (the mean over examples of multi-hot rows).
 - Multi-hot rows: accuracy_multi.
 - Scores of classes, through scikit-learn (`pip install 'jaxfast[metrics]'`): roc_auc, average_precision.
-- Masks: accuracy, dice, mean_iou.
+- Masks: pixel_accuracy, dice, mean_iou, in which pixels labelled losses.VOID do not count.
 - Numbers: mse, rmse, mae, r2.
 
 Each name without its suffix is a function of this package too, which takes what can be chosen: top_k(k), f_beta(beta,
 average=, threshold=), precision and recall likewise, accuracy_multi(threshold), accuracy(ignore_index),
-dice(ignore_index), mean_iou(ignore_index). The values are scikit-learn's, with 0 where it would divide by 0.
+pixel_accuracy(ignore_index), dice(ignore_index), mean_iou(ignore_index). The values are scikit-learn's, with 0 where it
+would divide by 0. `class_overlaps` reports them for each class.
 """
 
 _RESERVED = ("loss", "train_loss", "valid_loss", "epoch", "seconds", "train_seconds", "step")
@@ -94,11 +96,14 @@ __all__ = [
     "METRICS",
     "HostMetric",
     "Metric",
+    "Overlap",
     "Undefined",
     "accuracy",
     "accuracy_multi",
     "average_precision",
     "balanced_accuracy",
+    "class_overlaps",
+    "confusion",
     "dice",
     "error_rate",
     "f_beta",
@@ -108,6 +113,7 @@ __all__ = [
     "mean_of",
     "mse",
     "perplexity",
+    "pixel_accuracy",
     "precision",
     "r2",
     "recall",

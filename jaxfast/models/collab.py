@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfast.kernels.embedding import embed
+from jaxfast.models.heads import sigmoid_range
 from jaxfast.models.layers import BatchNorm
 from jaxfast.models.tabular import emb_sz
 
@@ -23,13 +24,6 @@ def _rows(table: jax.Array, index: jax.Array, train: bool) -> jax.Array:
         return embed(table, index)
     last = len(table) - 1
     return jnp.where((index <= last)[:, None], embed(table, jnp.minimum(index, last)), table.mean(0))
-
-
-def _bounded(x: jax.Array, y_range: tuple[float, float] | None) -> jax.Array:
-    if y_range is None:
-        return x
-    low, high = y_range
-    return low + (high - low) * nn.sigmoid(x)
 
 
 class EmbeddingDotBias(nn.Module):
@@ -53,7 +47,7 @@ class EmbeddingDotBias(nn.Module):
         item_factors = _rows(table("item_factors", self.n_items, self.n_factors), item, train)
         user_bias = _rows(table("user_bias", self.n_users, 1), user, train)
         item_bias = _rows(table("item_bias", self.n_items, 1), item, train)
-        return _bounded((user_factors * item_factors).sum(-1) + user_bias[:, 0] + item_bias[:, 0], self.y_range)
+        return sigmoid_range((user_factors * item_factors).sum(-1) + user_bias[:, 0] + item_bias[:, 0], self.y_range)
 
 
 class EmbeddingNN(nn.Module):
@@ -82,4 +76,4 @@ class EmbeddingNN(nn.Module):
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
         x = nn.Dense(1, dtype=x.dtype, kernel_init=kernel_init, name="head")(x)
-        return _bounded(x[:, 0], self.y_range)
+        return sigmoid_range(x[:, 0], self.y_range)

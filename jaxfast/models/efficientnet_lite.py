@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxfast.models.layers import BatchNorm, Conv, select_blocks
+from jaxfast.models.layers import BatchNorm, Conv, drop_rates, select_blocks, stochastic_depth
 
 # the pixels' scaling, in 0..255 units, under which Google trained these networks
 MEAN = (127.0, 127.0, 127.0)
@@ -75,11 +75,15 @@ class ConvNorm(nn.Module):
 
 
 class InvertedBottleneck(nn.Module):
-    """Expand (1x1), filter each channel, project (1x1); with a shortcut where the shape stays."""
+    """Expand (1x1), filter each channel, project (1x1); with a shortcut where the shape stays.
+
+    `drop_path` is this block's own rate of `stochastic_depth`; without a shortcut it means nothing.
+    """
 
     block: Block
     momentum: float
     dtype: Any
+    drop_path: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -94,7 +98,9 @@ class InvertedBottleneck(nn.Module):
         y = nn.relu6(norm(name="depthwise_norm")(y, train=train))
         y = conv(features, 1, name="project_conv")(y)
         y = norm(name="project_norm")(y, train=train)
-        return x + y if strides == 1 and x.shape[-1] == features else y
+        if strides > 1 or x.shape[-1] != features:
+            return y
+        return x + stochastic_depth(y, self.drop_path, train)
 
 
 class EfficientNetLite(nn.Module):
@@ -103,12 +109,14 @@ class EfficientNetLite(nn.Module):
     `width` and `depth` scale the blocks, not the stem and the top. TensorFlow's padding and norm epsilon
     1e-3, as the published weights need. `momentum` of the running statistics is TensorFlow's .99; .9 follows
     a short training faster. `dtype` is the type of the computation (parameters and statistics stay float32).
+    `drop_path` is the last block's rate of `stochastic_depth` (rng "dropout").
     """
 
     width: float = 1.0
     depth: float = 1.0
     momentum: float = 0.9
     dtype: Any = jnp.float32
+    drop_path: float = 0.0
 
     @property
     def block_names(self) -> tuple[str, ...]:
@@ -134,6 +142,7 @@ class EfficientNetLite(nn.Module):
         """
         conv_norm = partial(ConvNorm, momentum=self.momentum, dtype=self.dtype)
         blocks = scaled_blocks(self.width, self.depth)
+        rates = drop_rates(self.drop_path, len(blocks))
         outputs = {}
         for name in select_blocks(self.block_names, after, until):
             if name == "stem":
@@ -141,8 +150,8 @@ class EfficientNetLite(nn.Module):
             elif name == "top":
                 layer = conv_norm(1280, 1, 1, name=name)
             else:
-                block = blocks[int(name.removeprefix("block"))]
-                layer = InvertedBottleneck(block, self.momentum, self.dtype, name=name)
+                index = int(name.removeprefix("block"))
+                layer = InvertedBottleneck(blocks[index], self.momentum, self.dtype, rates[index], name=name)
             outputs[name] = x = layer(x, train)
         return outputs
 

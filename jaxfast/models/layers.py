@@ -1,4 +1,4 @@
-"""Convolution and batch normalisation, the two layers every image model here is built from."""
+"""What every image model here is built from: convolution, batch normalisation, stochastic depth, blocks by name."""
 
 import difflib
 from collections.abc import Callable, Sequence
@@ -103,6 +103,34 @@ class BatchNorm(nn.Module):
                 moved = self.momentum * running.value + (1 - self.momentum) * new
                 running.value = moved.astype(jnp.float32)
         return y
+
+
+def drop_rates(last: float, n: int) -> tuple[float, ...]:
+    """Return the rates of `stochastic_depth` of `n` blocks, rising linearly to the `last` one's (Huang et al. 2016).
+
+    >>> drop_rates(0.5, 4)
+    (0.125, 0.25, 0.375, 0.5)
+    """
+    return tuple(last * (i + 1) / n for i in range(n))
+
+
+def stochastic_depth(branch: jax.Array, rate: float, train: bool) -> jax.Array:
+    """Return a residual branch (B, H, W, C) without that of some examples, for use in a compact method.
+
+    In training each example loses it with probability `rate`, and the others' is divided by 1 - rate, so that nothing
+    changes in the mean (Huang et al. 2016, https://arxiv.org/abs/1603.09382; timm's DropPath). Rng "dropout", which a
+    rate of 0 does not need.
+    """
+    return nn.Dropout(rate, broadcast_dims=(1, 2, 3), deterministic=not train)(branch)
+
+
+def check_halves(x: jax.Array, what: str, least: int) -> None:
+    """ValueError for a map (B, H, W, C) that has no half: the image was smaller than `least` pixels."""
+    if min(x.shape[1:3]) < 2:
+        raise ValueError(
+            f"a map of {x.shape[1]}x{x.shape[2]} cannot be halved once more: {what} needs images of at least "
+            f"{least}x{least} pixels"
+        )
 
 
 def select_blocks(names: Sequence[str], after: str | None, until: str | None) -> tuple[str, ...]:

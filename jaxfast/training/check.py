@@ -1,6 +1,7 @@
 """What can be wrong with a task, said before anything compiles: its settings, its shapes, and what a fit is given."""
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -101,10 +102,10 @@ def check_task(programs: Any, variables: dict | None) -> None:
     outputs = _traced(f"the model {_name(module)} fails on {_shapes(batch, data.inputs)}", run, variables, *inputs)
 
     n_out = getattr(data, "n_out", None)
-    if n_out is not None and len(outputs.shape) > 1 and outputs.shape[-1] != n_out:
-        raise ValueError(
-            f"the model has {outputs.shape[-1]} outputs, the data needs {n_out}: make the model with {n_out}"
-        )
+    places = getattr(data, "task", None) == "points"  # (batch, k, 2)
+    made = math.prod(outputs.shape[1:]) if places else outputs.shape[-1] if len(outputs.shape) > 1 else n_out
+    if n_out is not None and made != n_out:
+        raise ValueError(f"the model has {made} outputs, the data needs {n_out}: make the model with {n_out}")
     if getattr(data, "task", None) == "multi_label" and _plain(loss) is losses.cross_entropy:
         raise ValueError(
             "cross_entropy takes one label per example, this data has any number: give losses.binary_cross_entropy"

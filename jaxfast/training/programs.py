@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxfast.data.loader import Padded, padded_batches
 from jaxfast.losses import Loss, activation_of
 from jaxfast.mesh import to_host
+from jaxfast.messages import first
 from jaxfast.metrics import HostMetric, Metric
 from jaxfast.mix import unmixed
 from jaxfast.training.check import check_dataset
@@ -19,7 +20,7 @@ from jaxfast.training.collect import collect, make_collection
 from jaxfast.training.loop import evaluate_all, make_chunk, make_evaluation
 from jaxfast.training.state import Trainable
 from jaxfast.training.step import Step, make_carried, make_evaluate, make_forward, make_step, make_sums
-from jaxfast.training.tta import make_tta, tta
+from jaxfast.training.tta import corner_crops, crop_tta, make_crop_tta, make_tta, tta
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,6 +41,7 @@ class Programs:
     accumulate: int = 1
     shard: bool = False
     _chunks: dict = dataclasses.field(default_factory=dict)
+    _crop_programs: dict = dataclasses.field(default_factory=dict)
 
     def chunk(self, part: Trainable) -> Callable:
         """The training program (`make_chunk`) for one choice of trained parameters."""
@@ -70,7 +72,7 @@ class Programs:
         if any(isinstance(metric, HostMetric) for metric in self.metrics):
             sums, *rows = self._collected(variables, data)
         elif isinstance(data, Padded):
-            sums = evaluate_all(self._evaluation, variables, data)
+            sums = evaluate_all(self._evaluation, variables, self._aligned(data))
         else:
             sums = evaluate_all(self._evaluation_of_batch, variables, self._batches(data))
         results = {"loss": float(sums["loss"]["sum"] / max(sums["loss"]["count"], 1))}
@@ -96,7 +98,20 @@ class Programs:
 
     def tta(self, variables: dict, dataset: Sequence, key, *, n: int, beta: float) -> tuple[np.ndarray, np.ndarray]:
         """(predictions, targets) of every example by test-time augmentation with the data's own transforms: `tta`."""
+        if self._in_image:
+            raise ValueError(f"the targets are {self.data.task}, which move with the image: get_preds predicts them")
         return tta(self._tta, variables, self._batches(dataset), key, n=n, beta=beta)
+
+    def crop_tta(self, variables: dict, dataset: Sequence, *, n: int, zoom: float) -> tuple[np.ndarray, np.ndarray]:
+        """(predictions, targets) of every example, over `n` crops of what is stored: `tta.crop_tta`."""
+        task = getattr(self.data, "task", "")
+        if "image" not in self.data.inputs or task in ("points", "segmentation"):
+            what = f"the targets are {task}" if task else f"this model sees {first(self.data.inputs)}"
+            raise ValueError(f"crops are averaged over whole images, {what}: give no crops")
+        key = self.data.size, zoom
+        if key not in self._crop_programs:
+            self._crop_programs[key] = make_crop_tta(self._predict_prepared, corner_crops(*key))
+        return crop_tta(self._crop_programs[key], variables, self._batches(dataset), n=n)
 
     @cached_property
     def predict(self) -> Callable:
@@ -105,7 +120,23 @@ class Programs:
 
     def _batches(self, dataset: Sequence):
         check_dataset(dataset)
-        return padded_batches(dataset, self.data.batch_size, self.mesh)
+        return map(self._aligned, padded_batches(dataset, self.data.batch_size, self.mesh))
+
+    @property
+    def _in_image(self) -> bool:
+        """Whether the targets lie in the image, so that what cuts it has to cut them."""
+        return getattr(self.data, "task", None) in ("segmentation", "points")
+
+    def _aligned(self, data: Padded | dict) -> Padded | dict:
+        """Rows whose targets fit the outputs: cut by `prepare` where they lie in the image, to which cutting them a
+        second time does nothing."""
+        if self.data.prepare is None or not self._in_image:
+            return data
+        return data._replace(data=self._prepare(data.data)) if isinstance(data, Padded) else self._prepare(data)
+
+    @cached_property
+    def _prepare(self) -> Callable:
+        return jax.jit(self.data.prepare)
 
     @cached_property
     def _activation(self) -> Callable:
@@ -130,7 +161,8 @@ class Programs:
         return make_evaluation(evaluate, self.data.batch_size, self.mesh, resident=False)
 
     def _collected(self, variables: dict, data: Padded | Sequence):
-        return collect(self._collection, variables, data if isinstance(data, Padded) else self._batches(data))
+        rows = self._aligned(data) if isinstance(data, Padded) else self._batches(data)
+        return collect(self._collection, variables, rows)
 
     @cached_property
     def _collection(self) -> Callable:
@@ -141,9 +173,13 @@ class Programs:
         augment = unmixed(self.data.augment)
         if augment is None:
             raise ValueError("the data has no random transforms to average over: make it with augment=True")
+        return make_tta(self._predict_prepared, augment, self.data.prepare)
+
+    @cached_property
+    def _predict_prepared(self) -> Callable:
+        """The function (variables, batch) -> activated outputs of a batch as it reaches the module."""
         forward = make_forward(self.module, self.data.inputs)
-        predict = lambda variables, batch: self._activation(forward(variables, batch))
-        return make_tta(predict, augment, self.data.prepare)
+        return lambda variables, batch: self._activation(forward(variables, batch))
 
     @cached_property
     def _predict_with_losses(self) -> Callable:

@@ -11,7 +11,7 @@ from itertools import count
 
 import numpy as np
 
-from jaxfast.data.dataset import tracked
+from jaxfast.data.sources import tracked
 from jaxfast.data.text.readable import SPACE
 from jaxfast.data.text.rules import apply_rules
 

@@ -1,71 +1,17 @@
-"""Figures from plain arrays; each function returns a matplotlib Figure and touches no global state."""
+"""Figures of a training run: learning rates, losses, metrics, and which classes are confused."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxfast._extras import need
+from jaxfast.plot.figures import BLUE, GREEN, ORANGE, PURPLE, RED, finish, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-RED, BLUE, ORANGE, GREEN, PURPLE = "#b3261e", "#1f5fa8", "#d9822b", "#2e7d32", "#6a3d9a"
-
-
-def show_images(
-    images: Sequence[np.ndarray] | np.ndarray,
-    titles: Sequence[str] | None = None,
-    *,
-    wrong: Sequence[bool] | None = None,
-    columns: int | None = None,
-) -> Figure:
-    """Show images in a grid, each under its title; titles of those marked `wrong` are red.
-
-    `images` are uint8 or float in 0..255, each (H, W), (H, W, 1) or (H, W, 3).
-    Raises ValueError for no images and for titles or marks that are not one per image.
-    """
-    count = len(images)
-    if not count:
-        raise ValueError("there are no images to show: give at least one")
-    for name, given in (("titles", titles), ("marks (wrong)", wrong)):
-        if given is not None and len(given) != count:
-            raise ValueError(f"{len(given)} {name} for {count} images: give one per image")
-    columns = columns or min(count, math.ceil(math.sqrt(count)))
-    rows = math.ceil(count / columns)
-    lines = 0 if titles is None else max(title.count("\n") + 1 for title in titles)
-    figure = new_figure(2.1 * columns, (2.1 + 0.2 * lines) * rows)
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for ax in axes:
-        ax.axis("off")
-    for index, image in enumerate(images):
-        axes[index].imshow(_pixels(image), cmap="gray", vmin=0, vmax=255)
-        if titles is not None:
-            color = RED if wrong is not None and wrong[index] else "black"
-            axes[index].set_title(titles[index], fontsize=9, color=color)
-    return figure
-
-
-def top_losses(
-    images: Sequence[np.ndarray],
-    predicted: Sequence[str],
-    actual: Sequence[str],
-    losses: Sequence[float],
-    probabilities: Sequence[float],
-) -> Figure:
-    """Show images under prediction, actual label, loss and probability of the prediction; errors are red."""
-    titles = [
-        f"predicted {guess}\nactual {label}\nloss {loss:.2f}, p {probability:.2f}"
-        for guess, label, loss, probability in zip(predicted, actual, losses, probabilities, strict=True)
-    ]
-    wrong = [guess != label for guess, label in zip(predicted, actual, strict=True)]
-    return show_images(images, titles, wrong=wrong)
 
 
 def lr_find(
@@ -196,61 +142,6 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     return figure
 
 
-def heatmap(image: np.ndarray, values: np.ndarray, title: str | None = None) -> Figure:
-    """Show an image, and beside it the same image under a map (h, w) in 0..1 stretched over it."""
-    pixels = _pixels(image)
-    height, width = pixels.shape[:2]
-    figure = new_figure(7.6, 3.4 * min(max(height / width, 0.5), 2) + 0.5, "compressed")
-    plain, covered = figure.subplots(1, 2)
-    for ax in (plain, covered):
-        ax.imshow(pixels, cmap="gray", vmin=0, vmax=255)
-        ax.axis("off")
-    # The cells of the map tile the image: its borders, not its pixel centres, lie on the image's borders.
-    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    cover = covered.imshow(values, extent=extent, cmap="inferno", alpha=0.55, interpolation="bilinear", vmin=0, vmax=1)
-    bar = figure.colorbar(cover, ax=(plain, covered), shrink=0.85)
-    bar.set_label("evidence, relative to its peak", labelpad=8)
-    bar.outline.set_visible(False)
-    if title:
-        figure.suptitle(title, fontsize=11)
-    return figure
-
-
-@cache
-def _figure_class() -> type[Figure]:
-    need("matplotlib", extra="plot", purpose="plots")
-    from matplotlib.figure import Figure
-
-    class NotebookFigure(Figure):
-        # A notebook draws a figure made without pyplot only after `%matplotlib inline`; this one always.
-        def _repr_png_(self) -> bytes:
-            png = io.BytesIO()
-            self.savefig(png, format="png")
-            return png.getvalue()
-
-    return NotebookFigure
-
-
-def new_figure(width: float, height: float, layout: str = "constrained") -> Figure:
-    """An empty figure of that size in inches, which a notebook shows without pyplot."""
-    figure = _figure_class()(figsize=(width, height), layout=layout)
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
-    return figure
-
-
-def finish(figure: Figure, *axes, legend: bool = True) -> Figure:
-    """The house style on `axes`: light grid, two spines, and the first axes' legend above the figure."""
-    for ax in axes:
-        ax.grid(True, color="0.92")
-        ax.set_axisbelow(True)
-        ax.spines[["top", "right"]].set_visible(False)
-    if legend:
-        handles, labels = axes[0].get_legend_handles_labels()
-        columns = len(labels) if len(labels) < 5 else 3
-        figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
-    return figure
-
-
 def _limit(ax, values: np.ndarray) -> None:
     """Fit the vertical axis to the finite values; single noisy steps may leave it."""
     values = values[np.isfinite(values)]
@@ -265,13 +156,3 @@ def _smooth(values: np.ndarray, beta: float) -> np.ndarray:
         average = beta * average + (1 - beta) * value
         smoothed[index] = average / (1 - beta ** (index + 1))
     return smoothed
-
-
-def _pixels(image: np.ndarray) -> np.ndarray:
-    """An image in 0..255, (H, W), (H, W, 1) or (H, W, 3), as uint8 of a shape that imshow takes."""
-    image = np.asarray(image)
-    if image.ndim == 3 and image.shape[-1] == 1:
-        image = image[..., 0]
-    if image.ndim != 2 and not (image.ndim == 3 and image.shape[-1] == 3):
-        raise ValueError(f"an image has the shape {image.shape}: give (H, W), (H, W, 1) or (H, W, 3)")
-    return np.clip(np.round(image.astype(np.float32)), 0, 255).astype(np.uint8)
