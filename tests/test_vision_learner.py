@@ -40,9 +40,17 @@ def test_any_number_of_labels():
     assert one.label == (", ".join(np.array(task.classes)[one.probabilities > 0.5]) or "(none)")
 
 
+def test_options_of_the_body():
+    learn = vision.learner(
+        data(), "xresnet18", pretrained=False, body={"drop_path": 0.2, "attention": True}, quiet=True
+    )
+    assert learn.module.body.drop_path == 0.2 and "attention" in str(learn.state.params["body"]["layer1_1"].keys())
+
+
 @pytest.mark.parametrize(
     "arch, options, error, message",
     [
+        ("xresnet18", {"pretrained": False, "body": {"atention": 1}}, ValueError, "no option 'atention'.*'attention'"),
         ("resnet81", {}, ValueError, "unknown architecture 'resnet81'.*did you mean 'resnet18'"),
         ("resnet18", {}, ValueError, "no package on PyPI holds weights of resnet18: give pretrained=PATH"),
         ("resnet18", {"pretrained": "none.pth"}, FileNotFoundError, "no weight file 'none.pth' for resnet18"),
