@@ -163,8 +163,8 @@ def unet_learner(
 
     `pretrained`, `body` and `options` as in `learner`. The loss is cross entropy over the pixels that are not VOID;
     others are `losses.dice`, `losses.focal`, `losses.pixel_mse`, and sums of them by `losses.weighted_sum`. Metrics of
-    masks are mean_iou, dice and pixel_accuracy. Raises ValueError as `learner` does, for data without masks where no loss is
-    given, and for images that are too small for the body.
+    masks are mean_iou, dice and pixel_accuracy. Raises ValueError as `learner` does, for data without masks where no
+    loss is given, and for images that are too small for the body.
     """
     made, mean, std, weights = _body(data, arch, pretrained, body or {})
     if loss is None and data.task != "segmentation":
