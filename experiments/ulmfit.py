@@ -57,7 +57,7 @@ class Config:
 
 SMALL = Config(
     {"emb_size": 128, "hidden_size": 256, "n_layers": 2}, max_vocab=8000, max_tokens=1_000_000, test_reviews=2000,
-    max_length=400, batch_size=32, epochs=8, lr=1e-2, drop_mult=0.3, cycles=((10, 0, 5e-3, 1.0),), random_lr=1e-2,
+    max_length=400, batch_size=32, epochs=8, lr=1e-2, drop_mult=0.3, cycles=((10, 0, 5e-3, 1.0),), random_lr=5e-3,
 )  # fmt: skip
 FULL = Config(
     {"emb_size": 400, "hidden_size": 1152, "n_layers": 3}, max_vocab=60_000, max_tokens=None, test_reviews=25_000,

@@ -296,8 +296,9 @@ def test_one_prediction(learn):
 
 
 def test_interpretation(learn):
-    probabilities, targets, values = learn._programs.outputs(learn.state.variables, learn.data.valid)
-    told = SegmentationInterpretation(probabilities, targets, values, learn.data.classes, learn.data.valid)
+    told = learn.interpret()
+    assert isinstance(told, SegmentationInterpretation)
+    probabilities, targets, values = told.probabilities, told.targets, told.losses
     assert [row.label for row in told.report()] == ["sky", "road", "car"]
     assert np.mean([row.iou for row in told.report()]) == pytest.approx(learn.validate()["mean_iou"])
     worst = told.top_losses()
@@ -318,6 +319,7 @@ def test_interpretation(learn):
         SegmentationInterpretation(probabilities, targets, values, ["sky", "road"], learn.data.valid)
 
 
+@pytest.mark.slow
 def test_a_presize_of_which_the_model_sees_the_middle():
     learn = tiny_learner(data=street_data(size=32, presize=40))
     probabilities, targets = learn.get_preds()

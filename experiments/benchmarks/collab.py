@@ -1,190 +1,153 @@
-"""MovieLens 100k on one core: this library beside the best torch loop and beside the real fastai, in CPU time.
+"""MovieLens 100k in the course's setting (lesson 4): whole fits, beside torch's best loop (`fits`), and rate searches.
 
-    taskset -c 1 python -m experiments.benchmarks.collab
-    JAXFAST_FASTAI_PYTHON=/path/to/python taskset -c 1 python -m experiments.benchmarks.collab fastai_movielens
-
-The same rows, model, optimizer, schedule, batch size and epochs on each side (lesson 4: 5 epochs at 5e-3, 40 factors,
-weight decay .1, batches of 64), each epoch followed by a pass over the validation rows. The torch loop keeps its
-tensors in memory, shuffles them once an epoch, slices batches and steps a fused AdamW with dense gradients (AdamW takes
-no sparse ones, and `foreach` is slower); runs of both sides alternate and the fastest of each counts. fastai 2.8 lives
-in an environment of its own. Rows "collab_b64" and "lr_find": after compilation, beside torch. "fastai_movielens" and
-"fastai_lr_find": the same beside fastai; "fastai_movielens_cold", "fastai_movielens_cached": whole processes, with
-imports, tracing and compilation (or its cache).
-
-On one core of an server CPU shared with others, jax 0.10.2, torch 2.13, fastai 2.8.12, CPU seconds, ours beside theirs:
-collab_b64 4.2x and 5.0x in two runs (0.82 beside 3.39, 0.84 beside 4.25), lr_find 3.2x and 3.3x (0.0166 beside 0.0555),
-fastai_movielens 59x (0.82 beside 47.8), fastai_lr_find 42x (0.0165 beside 0.698), fastai_movielens_cold 6.6x (8.1
-beside 53.2), fastai_movielens_cached 13.5x (3.9 beside 53.2).
+torch's gradients of embeddings are dense: AdamW takes no sparse ones.
 """
 
-import argparse
-import json
-import os
-import sys
-import tempfile
-from pathlib import Path
+from functools import partial
 
-from experiments.benchmarks.tabular import process, row, seconds
-from experiments.data import data_file
+import numpy as np
+
+from experiments.benchmarks import fits, steps
+from experiments.benchmarks.harness import Workload
+from experiments.benchmarks.side import Side
 from experiments.movielens import COURSE, ratings, split
 
-FASTAI = Path(__file__).with_name("fastai_movielens.py")
+FILE = "ml-100k.zip"
 
 
-def our_learner():
-    """A learner of MovieLens on one device."""
+def table(rows: int | None = None):
+    """The first `rows` ratings, or all."""
+    return split(ratings()[:rows], 0, COURSE.batch_size)
+
+
+def learner(data):
+    """A learner of `data` on one device."""
     import jax
 
     from jaxfast import collab
 
-    options = {"n_factors": COURSE.n_factors, "y_range": (0, 5.5), "weight_decay": COURSE.weight_decay}
-    return collab.learner(split(ratings(), 0), **options, devices=jax.devices()[:1], quiet=True)
+    return collab.learner(
+        data, n_factors=COURSE.n_factors, y_range=(0, 5.5), weight_decay=COURSE.weight_decay,
+        devices=jax.devices()[:1], precision="fp32", quiet=True,
+    )  # fmt: skip
 
 
-def torch_side(data):
-    """Functions that train a model anew in torch, and that search its learning rate over 100 steps."""
-    import numpy as np
+def shared(learn) -> dict[str, np.ndarray]:
+    return {name: np.asarray(x) for name, x in learn.state.params.items()}
+
+
+def ours(folder: str, epochs: int, rows: int | None = None) -> Side:
+    learn = learner(table(rows))
+    return fits.ours(folder, learn, epochs, COURSE.lr, **shared(learn))
+
+
+def our_search(folder: str, rates: int, rows: int | None = None) -> Side:
+    """A search of the learning rate of an untrained model, which it leaves as it is."""
+    learn = learner(table(rows))
+    fits.ours(folder, learn, 1, COURSE.lr, **shared(learn))
+    return Side(lambda: learn.lr_find(steps=rates).raw_losses[:2])
+
+
+def net(left: dict[str, np.ndarray]):
+    """The model in torch, with our first weights."""
     import torch
+    from torch import nn
 
-    torch.set_num_threads(1)
-    sizes, size = (len(data.codec.users) + 1, len(data.codec.items) + 1), data.batch_size
-
-    class Dot(torch.nn.Module):
+    class Dot(nn.Module):
         def __init__(self):
             super().__init__()
-            tables = [torch.nn.Embedding(n, k) for k in (COURSE.n_factors, 1) for n in sizes]
-            self.users, self.items, self.user_bias, self.item_bias = tables
-            for table in tables:
-                torch.nn.init.trunc_normal_(table.weight, std=0.01)
+            for name in ("user_factors", "item_factors", "user_bias", "item_bias"):
+                setattr(self, name, nn.Embedding.from_pretrained(torch.tensor(left[name]), freeze=False))
 
         def forward(self, user, item):
-            dots = (self.users(user) * self.items(item)).sum(1)
+            dots = (self.user_factors(user) * self.item_factors(item)).sum(1)
             return 5.5 * torch.sigmoid(dots + self.user_bias(user).squeeze(1) + self.item_bias(item).squeeze(1))
 
-    def tensors(part):
-        return torch.tensor(part.user).long(), torch.tensor(part.item).long(), torch.tensor(part.target)
+    return Dot()
 
-    train, valid = tensors(data.train), tensors(data.valid)
-    steps = len(data.train) // size
 
-    def made():
-        model = Dot()
-        options = {"betas": (0.95, 0.99), "eps": 1e-5, "weight_decay": COURSE.weight_decay, "fused": True}
-        return model, torch.optim.AdamW(model.parameters(), COURSE.lr, **options)
+def columns(part, users: int, items: int) -> tuple[np.ndarray, ...]:
+    """Users, items and ratings; who was not seen in training gets the last row, where our model has the mean."""
+    return (
+        np.minimum(part.user, users - 1).astype(np.int64),
+        np.minimum(part.item, items - 1).astype(np.int64),
+        part.target,
+    )
 
-    def step(model, optimizer, user, item, target):
-        optimizer.zero_grad(set_to_none=True)
-        loss = torch.nn.functional.mse_loss(model(user, item), target)
-        loss.backward()
-        optimizer.step()
-        return loss
 
-    def fit() -> float:
-        model, optimizer = made()
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            COURSE.lr,
-            total_steps=COURSE.epochs * steps,
-            pct_start=0.25,
-            base_momentum=0.85,
-            max_momentum=0.95,
-        )
-        for _ in range(COURSE.epochs):
-            order = torch.randperm(len(data.train))
-            shuffled = [values[order] for values in train]
-            for i in range(steps):
-                step(model, optimizer, *(values[i * size : (i + 1) * size] for values in shuffled))
-                schedule.step()
-            with torch.no_grad():
-                parts = zip(*(values.split(size) for values in valid), strict=True)
-                error = sum(float(((model(user, item) - target) ** 2).sum()) for user, item, target in parts)
-        return error / len(data.valid)
+def theirs(folder: str, epochs: int, rows: int | None = None, **variant) -> Side:
+    from torch.nn.functional import mse_loss
 
-    def lr_find() -> list[float]:
-        model, optimizer = made()
-        order = torch.randperm(len(data.train))
+    data, left = table(rows), steps.found(folder)
+    sizes = len(data.codec.users), len(data.codec.items)
+    squares = lambda outputs, target: ((outputs - target) ** 2).sum()
+    return fits.theirs(
+        lambda: net(left), columns(data.train, *sizes), columns(data.valid, *sizes), mse_loss, squares,
+        order=left["order"], size=COURSE.batch_size, epochs=epochs, lr=COURSE.lr,
+        weight_decay=COURSE.weight_decay, **variant,
+    )  # fmt: skip
+
+
+def their_search(folder: str, rates: int, rows: int | None = None) -> Side:
+    """fastai's search as a plain loop: it ends where the smoothed loss is four times its best."""
+    import torch
+    from torch.nn.functional import mse_loss
+
+    device = steps.torch_device()
+    data, left = table(rows), steps.found(folder)
+    train = [torch.tensor(x).to(device) for x in columns(data.train, len(data.codec.users), len(data.codec.items))]
+    order, size = torch.tensor(left["order"]).long().to(device), COURSE.batch_size
+
+    def search() -> list[float]:
+        model = net(left).to(device)
+        optimizer = steps.adamw(model.parameters(), weight_decay=COURSE.weight_decay)
         losses, best, smooth = [], float("inf"), 0.0
-        for i, lr in enumerate(np.geomspace(1e-7, 10, 100)):
-            optimizer.param_groups[0]["lr"] = float(lr)
-            rows = order[i * size : (i + 1) * size]
-            losses.append(step(model, optimizer, *(values[rows] for values in train)).item())
+        for i, rate in enumerate(np.geomspace(1e-7, 10, rates)):
+            optimizer.param_groups[0]["lr"] = float(rate)
+            index = order[i * size : (i + 1) * size]
+            user, item, target = (x[index] for x in train)
+            optimizer.zero_grad(set_to_none=True)
+            loss = mse_loss(model(user, item), target)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
             smooth = 0.98 * smooth + 0.02 * losses[-1]
             average = smooth / (1 - 0.98 ** (i + 1))
             best = min(best, average)
             if average > 4 * best:
                 break
-        return losses
+        return losses[:2]
 
-    return fit, lr_find
-
-
-def against_torch(repeats: int = 4) -> list[dict]:
-    """Whole fits and searches of both sides after compilation."""
-    learn = our_learner()
-    their_fit, their_search = torch_side(learn.data)
-    our_fit = lambda: learn.fit_one_cycle(COURSE.epochs, COURSE.lr)
-    our_fit(), learn.lr_find(), their_search()
-    fits = [(seconds(our_fit), seconds(their_fit)) for _ in range(repeats)]
-    fresh = our_learner()  # the search is of an untrained model on both sides
-    fresh.lr_find(), fresh.lr_find()
-    searches = [(seconds(fresh.lr_find), seconds(their_search)) for _ in range(3 * repeats)]
-    best = lambda pairs: [min(side) for side in zip(*pairs, strict=True)]
-    return [row("collab_b64", *best(fits)), row("lr_find", *best(searches))]
+    return Side(search)
 
 
-def against_fastai() -> list[dict]:
-    """fastai's fit beside ours after compilation, and whole processes beside whole processes."""
-    python = os.environ.get("JAXFAST_FASTAI_PYTHON", sys.executable)
-    their_total, theirs = process([python, str(FASTAI), str(data_file("ml-100k.zip"))])
-    with tempfile.TemporaryDirectory() as cache:
-        ours = [sys.executable, "-m", "experiments.benchmarks.collab", "--ours", cache]
-        cold, _ = process(ours)
-        cached, _ = process(ours)
-    learn = our_learner()
-    fit = lambda: learn.fit_one_cycle(COURSE.epochs, COURSE.lr)
-    learn.lr_find(), learn.lr_find()
-    search = min(seconds(learn.lr_find) for _ in range(8))
-    fit()
-    # Searches are part of the process of fastai but not of ours: they are taken off its total.
-    their_total -= theirs["searches"]
-    return [
-        row("fastai_movielens", min(seconds(fit) for _ in range(4)), theirs["fit"]),
-        row("fastai_lr_find", search, theirs["lr_find"]),
-        row("fastai_movielens_cold", cold, their_total),
-        row("fastai_movielens_cached", cached, their_total),
-    ]
+def workload(title: str, variants: dict, device: str) -> Workload:
+    return Workload(
+        title, ours, variants, {"epochs": COURSE.epochs}, {"epochs": 1, "rows": 2000},
+        device=device, files=(FILE,), packages=("torch", "pandas"),
+    )  # fmt: skip
 
 
-def _one_process(cache: str) -> None:
-    import jax
-
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    learn = our_learner()
-    learn.fit_one_cycle(COURSE.epochs, COURSE.lr)
-    print(json.dumps({"mse": learn.history.epochs[-1]["mse"]}))
-
-
-ROWS = {"collab": against_torch, "fastai_movielens": against_fastai}
-"""What measures the rows of the report."""
-
-
-def main(arguments: list[str] | None = None) -> list[dict]:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.benchmarks.collab",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
-    parser.add_argument("names", nargs="*", choices=[[], *ROWS], help="what to measure (default: collab)")
-    parser.add_argument("--ours", metavar="CACHE", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    if options.ours:
-        return _one_process(options.ours)
-    rows = [r for name in options.names or ("collab",) for r in ROWS[name]()]
-    for r in rows:
-        print(f"{r['name']:24} {r['ratio']:6.2f}x   {r['ours']:.4f} beside {r['theirs']:.4f} {r['unit']}", flush=True)
-    return rows
-
-
-if __name__ == "__main__":
-    main()
+WORKLOADS = {
+    "collab_b64": workload(
+        "MovieLens, 5 epochs, batch 64", {"torch": theirs, "torch.compile": partial(theirs, compiled="default")}, "cpu"
+    ),
+    "lr_find": Workload(
+        "MovieLens, a search of the learning rate, 100 steps",
+        our_search,
+        {"torch": their_search},
+        {"rates": 100},
+        {"rates": 20, "rows": 2000},
+        files=(FILE,),
+        packages=("torch", "pandas"),
+    ),
+    "collab_scan": workload(
+        "MovieLens, 5 epochs, batch 64 on a GPU",
+        {
+            "torch": theirs,
+            "torch, CUDA graph": partial(theirs, graph=True),
+            "torch.compile, CUDA graphs": partial(theirs, compiled="reduce-overhead"),
+        },
+        "gpu",
+    ),
+}

@@ -1,157 +1,110 @@
-"""A training step of the language model beside the best torch loop: tokens a second.
+"""A training step of the language model: AWD-LSTM's sizes, 70 tokens, tied decoder, without dropout.
 
-    taskset -c 1 python -m experiments.benchmarks.lstm
-    python -m experiments.benchmarks.lstm --vocab 60000 --batch-size 128     # on an accelerator
-
-AWD-LSTM's sizes: embedding 400, three layers 1152, 1152, 400, 70 steps, tied decoder, without dropout, AdamW, fp32
-(TF32 where the device has it). torch: nn.LSTM, one for each layer, its decoder's weight the embedding's, fused AdamW.
-Both sides start from the same weights, and must give the same loss before anything is timed; then whole chunks of
-steps alternate and the fastest of each counts. On CPU both are timed by CPU time, on an accelerator by the clock.
-
-One core of an AMD EPYC that others used too, jax 0.10.2, torch 2.13, tokens/s, ours and theirs:
-
-    --batch-size 16    0.91x   473   519
-    --batch-size 64    0.87x   554   635
-
-XLA's product of (64, 1152) and (1152, 4608) in the scan reaches 70 to 80 GFLOP/s there, the large ones outside 100.
+torch: nn.LSTM, one for each layer, which is cuDNN's on a GPU; its decoder's weight is the embedding's.
 """
-
-import argparse
-import time
 
 import numpy as np
 
-SIZES = {"emb_size": 400, "hidden_size": 1152, "n_layers": 3}
-BPTT = 70
+from experiments.benchmarks import steps
+from experiments.benchmarks.harness import Workload
+from experiments.benchmarks.side import Side
+
+SIZES = {"vocab": 8000, "emb": 400, "hidden": 1152, "layers": 3, "bptt": 70}
+SMALL = {"vocab": 50, "emb": 8, "hidden": 12, "layers": 2, "bptt": 5, "batch": 3, "steps_": 2}
 
 
-def ours(text: np.ndarray, target: np.ndarray, vocab_size: int, steps: int):
-    """(loss of the first weights, those weights, a function that trains `steps` steps)."""
-    import jax
+def texts(vocab: int, batch: int, bptt: int) -> tuple[np.ndarray, np.ndarray]:
+    """Noise and what follows on each token of it, (batch, bptt) both."""
+    ids = np.random.default_rng(0).integers(9, vocab, (batch, bptt + 1)).astype(np.int32)
+    return np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(ids[:, 1:])
 
-    from jaxfast import losses, optim, training
-    from jaxfast.mesh import data_mesh
+
+def ours(
+    folder: str,
+    vocab: int,
+    emb: int,
+    hidden: int,
+    layers: int,
+    bptt: int,
+    batch: int,
+    steps_: int,
+    precision: str = "fp32",
+) -> Side:
+    from flax.traverse_util import flatten_dict
+
+    from jaxfast import losses
     from jaxfast.models.awd_lstm import AWDLSTM, LanguageModel
 
     none = {"hidden_drop": 0.0, "input_drop": 0.0, "embed_drop": 0.0, "weight_drop": 0.0}
-    module = LanguageModel(AWDLSTM(vocab_size, **SIZES, **none), len(text), output_drop=0.0, ar=0.0, tar=0.0)
-    mesh = data_mesh(jax.devices()[:1])
-    batch = jax.device_put({"text": text, "target": target, "reset": np.zeros(len(text), bool)})
-    state = training.create_state(module, (text[:1], np.zeros(1, bool)), optim.hyper_adamw, mesh=mesh)
-    part = training.trainable(state.params)
-    step = training.make_step(module, losses.cross_entropy, optim.hyper_adamw, part, inputs=("text", "reset"))
-    chunk = training.make_chunk(step, len(text), mesh, resident=False, capacity=steps)
-    rows = training.hyper_rows(steps, [1e-3], 0.9, 0.01)
-    params = jax.device_get(state.params)
-    held = [state]
-    first = []
-
-    def fit() -> float:
-        held[0], found, *_ = chunk(held[0], batch, np.empty(0, np.int32), np.int32(0), np.int32(steps), rows, False)
-        found = np.asarray(found)
-        first.append(float(found[0]))
-        return float(found[-1])
-
-    fit()
-    return first[0], params, fit
+    encoder = AWDLSTM(vocab, emb, hidden, layers, **none)
+    text, target = texts(vocab, batch, bptt)
+    side, variables = steps.ours(
+        LanguageModel(encoder, batch, output_drop=0.0, ar=0.0, tar=0.0),
+        {"text": text, "target": target, "reset": np.zeros(batch, bool)},
+        losses.cross_entropy, inputs=("text", "reset"), steps=steps_, work=batch * bptt, precision=precision,
+    )  # fmt: skip
+    steps.leave(folder, flatten_dict(variables["params"], sep="/"))
+    return side
 
 
-def theirs(text: np.ndarray, target: np.ndarray, params: dict, steps: int):
-    """(loss of `params`, a function that trains `steps` steps) of the same model in torch."""
+def theirs(
+    folder: str,
+    vocab: int,
+    emb: int,
+    hidden: int,
+    layers: int,
+    bptt: int,
+    batch: int,
+    steps_: int,
+    precision: str = "fp32",
+    **variant,
+) -> Side:
     import torch
     from torch import nn
-    from torch.nn.functional import cross_entropy
+    from torch.nn.functional import cross_entropy, embedding
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    encoder = params["encoder"]
-    tensor = lambda array: torch.tensor(np.array(array))
-    embedding = nn.Parameter(tensor(encoder["embedding"]).to(device))
-    bias = nn.Parameter(tensor(params["bias"]).to(device))
-    layers = []
-    for i in range(SIZES["n_layers"]):
-        weights = encoder[f"rnn{i}"]
-        layer = nn.LSTM(*reversed([len(weights["hidden_kernel"]), len(weights["input_kernel"])]))
-        with torch.no_grad():
-            layer.weight_ih_l0.copy_(tensor(weights["input_kernel"].T))
-            layer.weight_hh_l0.copy_(tensor(weights["hidden_kernel"].T))
-            layer.bias_ih_l0.copy_(tensor(weights["bias"]))
-            layer.bias_hh_l0.zero_()
-        layers.append(layer.to(device))
-    trained = [embedding, bias, *(p for layer in layers for p in layer.parameters())]
-    optimizer = torch.optim.AdamW(trained, 1e-3, betas=(0.9, 0.99), eps=1e-5, weight_decay=0.01, fused=True)
-    text, target = (torch.tensor(array.T).long().to(device) for array in (text, target))
-    hidden = [None] * len(layers)
+    left = steps.found(folder)
+    widths = [emb, *(hidden,) * (layers - 1), emb]
 
-    def loss():
-        x = nn.functional.embedding(text, embedding)
-        for i, layer in enumerate(layers):
-            x, after = layer(x, hidden[i])
-            hidden[i] = tuple(part.detach() for part in after)
-        return cross_entropy((x @ embedding.T + bias).flatten(0, 1), target.flatten())
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Parameter(torch.tensor(left["encoder/embedding"]))
+            self.bias = nn.Parameter(torch.tensor(left["bias"]))
+            self.layers = nn.ModuleList([nn.LSTM(a, b) for a, b in zip(widths, widths[1:], strict=False)])
+            self.hidden = [None] * layers
+            with torch.no_grad():
+                for i, layer in enumerate(self.layers):
+                    layer.weight_ih_l0.copy_(torch.tensor(left[f"encoder/rnn{i}/input_kernel"].T))
+                    layer.weight_hh_l0.copy_(torch.tensor(left[f"encoder/rnn{i}/hidden_kernel"].T))
+                    layer.bias_ih_l0.copy_(torch.tensor(left[f"encoder/rnn{i}/bias"]))
+                    layer.bias_hh_l0.zero_()
 
-    def fit() -> float:
-        for _ in range(steps):
-            optimizer.zero_grad(set_to_none=True)
-            value = loss()
-            value.backward()
-            optimizer.step()
-        return value.item()
+        def forward(self, text):
+            x = embedding(text, self.embedding)
+            for i, layer in enumerate(self.layers):
+                x, after = layer(x, self.hidden[i])
+                self.hidden[i] = tuple(part.detach() for part in after)
+            return (x @ self.embedding.T + self.bias).flatten(0, 1)
 
-    with torch.no_grad():
-        first = loss().item()
-    hidden[:] = [None] * len(layers)
-    return first, fit
+    text, target = (np.ascontiguousarray(x.T).astype(np.int64) for x in texts(vocab, batch, bptt))
+    products = sum(4 * b * (a + b) for a, b in zip(widths, widths[1:], strict=False)) + emb * vocab
+    return steps.theirs(
+        Model(), [text], target.ravel(), cross_entropy, steps=steps_, work=batch * bptt, precision=precision,
+        flops=6.0 * batch * bptt * products, **variant,
+    )  # fmt: skip
 
 
-def measure(vocab_size: int, batch_size: int, steps: int, repeats: int = 3) -> dict:
-    """The row "lstm" of the report."""
-    import jax
-
-    if jax.default_backend() == "cpu":
-        import torch
-
-        torch.set_num_threads(1)
-    ids = np.random.default_rng(0).integers(9, vocab_size, (batch_size, BPTT + 1)).astype(np.int32)
-    text, target = np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(ids[:, 1:])
-    our_loss, params, our_fit = ours(text, target, vocab_size, steps)
-    their_loss, their_fit = theirs(text, target, params, steps)
-    if abs(our_loss - their_loss) > 1e-3 * their_loss:
-        raise ValueError(f"the losses of the same weights differ: {our_loss:.6f} and {their_loss:.6f}")
-    their_fit()
-    clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
-
-    def rate(fit) -> float:
-        begin = clock()
-        fit()
-        return steps * batch_size * BPTT / (clock() - begin)
-
-    found = [(rate(our_fit), rate(their_fit)) for _ in range(repeats)]
-    ours_, theirs_ = (max(column) for column in zip(*found, strict=True))
-    return {"name": "lstm", "ratio": ours_ / theirs_, "ours": ours_, "theirs": theirs_, "unit": "tokens/s"}
+def workload(title: str, batch: int, steps_: int, **options) -> Workload:
+    precision = {"precision": options.get("precision", "fp32")}
+    sizes = SIZES | options.pop("sizes", {}) | {"batch": batch, "steps_": steps_} | precision
+    return Workload(title, ours, {"nn.LSTM": theirs}, sizes, SMALL | precision, unit="tokens", **options)
 
 
-ROWS = {"lstm": lambda: [measure(8000, 16, 2)]}
-"""What measures the row of the report."""
-
-
-def main(arguments: list[str] | None = None) -> list[dict]:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.benchmarks.lstm",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
-    parser.add_argument("--vocab", type=int, default=8000, help="size of the vocabulary (%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=16, help="streams (%(default)s)")
-    parser.add_argument("--steps", type=int, default=2, help="steps between two looks at the clock (%(default)s)")
-    options = parser.parse_args(arguments)
-    row = measure(options.vocab, options.batch_size, options.steps)
-    print(
-        f"{row['name']:20} {row['ratio']:5.2f}x   {row['ours']:.0f} beside {row['theirs']:.0f} {row['unit']}",
-        flush=True,
-    )
-    return [row]
-
-
-if __name__ == "__main__":
-    main()
+ON_GPU = {"device": "gpu", "sizes": {"vocab": 60_000}}
+WORKLOADS = {
+    "lstm": workload("AWD-LSTM 400 / 1152 x 3, batch 16: training step", 16, 2),
+    "lstm_b64": workload("AWD-LSTM 400 / 1152 x 3, batch 64: training step", 64, 2),
+    "lstm_cudnn": workload("AWD-LSTM beside cuDNN, 60,000 words, batch 64: training step", 64, 10, **ON_GPU),
+    "lstm_bf16": workload("the same in bf16", 64, 10, **ON_GPU, precision="bf16", tolerance=0.03),
+}

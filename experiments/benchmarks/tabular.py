@@ -1,185 +1,114 @@
-"""Adult on one core: this library beside the best torch loop and beside the real fastai, in CPU time.
+"""Adult (8 categories, 6 numbers, layers of 200 and 100): whole fits of 3 epochs, beside torch's best loop (`fits`)."""
 
-    taskset -c 1 python -m experiments.benchmarks.tabular
-    JAXFAST_FASTAI_PYTHON=/path/to/python taskset -c 1 python -m experiments.benchmarks.tabular fastai_adult
+from functools import partial
 
-The same rows, columns, network, optimizer, schedule, batch size and epochs on each side, each epoch followed by a pass
-over the validation rows. The torch loop keeps its tensors in memory, draws batches by index and steps a fused AdamW;
-runs of both sides alternate and the fastest of each counts. fastai 2.8 lives in an environment of its own (`pip install
-fastai`). Rows "tabular_b64", "tabular_b1024": fits after compilation. "fastai_adult": the same against fastai;
-"fastai_adult_cold" and "fastai_adult_cached": whole processes, imports, tracing and compilation (or its persistent
-cache) counted.
+import numpy as np
 
-One core of an AMD EPYC that others used too, jax 0.10.2, torch 2.13, fastai 2.8.12, CPU seconds, ours and theirs:
-
-    tabular_b64           5.4x   0.35    1.90
-    tabular_b1024         1.6x   0.30    0.50    (another run: 2.0x, 0.36 and 0.71)
-    fastai_adult         34x     0.36   12.5
-    fastai_adult_cold     2.0x   8.6    17.0
-    fastai_adult_cached   4.7x   3.6    17.0
-"""
-
-import argparse
-import json
-import os
-import resource
-import subprocess
-import sys
-import tempfile
-import time
-from pathlib import Path
-
+from experiments.benchmarks import fits, steps
+from experiments.benchmarks.harness import Workload
+from experiments.benchmarks.side import Side
 from experiments.data import data_file
 
-EPOCHS, LR, LAYERS = 3, 1e-2, (200, 100)
-FASTAI = Path(__file__).with_name("fastai_adult.py")
+LR, LAYERS, FILE, TARGET = 1e-2, (200, 100), "adult.csv.gz", "income-per-year"
 
 
-def our_learner(batch_size: int):
-    """A learner of Adult on one device."""
+def table(batch_size: int, rows: int | None = None):
+    """The first `rows` of Adult, or all."""
+    import pandas as pd
+
+    from jaxfast import tabular
+
+    return tabular.from_frame(pd.read_csv(data_file(FILE), nrows=rows), target=TARGET, batch_size=batch_size, seed=0)
+
+
+def learner(data):
+    """A learner of `data` on one device."""
     import jax
 
     from jaxfast import tabular
 
-    data = tabular.from_file(data_file("adult.csv.gz"), target="income-per-year", batch_size=batch_size, seed=0)
-    return tabular.learner(data, layers=LAYERS, devices=jax.devices()[:1], quiet=True)
+    return tabular.learner(data, layers=LAYERS, devices=jax.devices()[:1], precision="fp32", quiet=True)
 
 
-def torch_fit(data):
-    """A function that trains a network anew in torch on the arrays of `data` and returns its accuracy."""
+def ours(folder: str, batch_size: int, epochs: int, rows: int | None = None) -> Side:
+    from flax.traverse_util import flatten_dict
+
+    learn = learner(table(batch_size, rows))
+    weights = {name: np.asarray(x) for name, x in flatten_dict(learn.state.params, sep="/").items()}
+    return fits.ours(folder, learn, epochs, LR, **weights)
+
+
+def theirs(folder: str, batch_size: int, epochs: int, rows: int | None = None, **variant) -> Side:
     import torch
     from torch import nn
+    from torch.nn.functional import cross_entropy
 
-    from jaxfast.models.tabular import emb_sz
-
-    torch.set_num_threads(1)
+    data, left = table(batch_size, rows), steps.found(folder)
     counts = [len(column.values) + 1 for column in data.codec.embedded]
+    numbers = len(data.codec.numbers)
 
     class Net(nn.Module):
-        def __init__(self):
+        def __init__(self, widths):
             super().__init__()
-            self.embeds = nn.ModuleList([nn.Embedding(n, emb_sz(n)) for n in counts])
-            self.norm = nn.BatchNorm1d(len(data.codec.numbers))
-            widths = [sum(map(emb_sz, counts)) + len(data.codec.numbers), *LAYERS]
+            self.embeds = nn.ModuleList([nn.Embedding(n, width) for n, width in zip(counts, widths, strict=True)])
+            self.norm = nn.BatchNorm1d(numbers)
+            sizes = [sum(widths) + numbers, *LAYERS]
             hidden = []
-            for a, b in zip(widths, widths[1:], strict=False):
+            for a, b in zip(sizes, sizes[1:], strict=False):
                 hidden += [nn.Linear(a, b, bias=False), nn.ReLU(inplace=True), nn.BatchNorm1d(b)]
-            self.layers = nn.Sequential(*hidden, nn.Linear(widths[-1], data.n_out))
+            self.layers = nn.Sequential(*hidden, nn.Linear(sizes[-1], data.n_out))
 
         def forward(self, codes, numbers):
             rows = [embed(codes[:, i]) for i, embed in enumerate(self.embeds)]
             return self.layers(torch.cat([*rows, self.norm(numbers)], 1))
 
-    def tensors(part):
-        return torch.tensor(part.categories).long(), torch.tensor(part.numbers), torch.tensor(part.target).long()
+    def made() -> Net:
+        from jaxfast.models.tabular import emb_sz
 
-    train, valid, size = tensors(data.train), tensors(data.valid), data.batch_size
-    steps = len(data.train) // size
+        net, first = Net([emb_sz(n) for n in counts]), 0
+        copy = lambda place, array: place.copy_(torch.tensor(array))
+        with torch.no_grad():
+            for embed in net.embeds:
+                n, width = embed.weight.shape
+                copy(embed.weight, left["embedding"][first : first + n, :width])
+                first += n
+            for i in range(len(LAYERS)):
+                copy(net.layers[3 * i].weight, left[f"dense{i}/kernel"].T)
+            copy(net.layers[-1].weight, left["head/kernel"].T)
+            copy(net.layers[-1].bias, left["head/bias"])
+        return net
 
-    def fit() -> float:
-        net, loss = Net(), nn.CrossEntropyLoss()
-        optimizer = torch.optim.AdamW(net.parameters(), LR, betas=(0.95, 0.99), eps=1e-5, weight_decay=0.01, fused=True)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, LR, total_steps=EPOCHS * steps, pct_start=0.25, base_momentum=0.85, max_momentum=0.95
-        )
-        for _ in range(EPOCHS):
-            net.train()
-            order = torch.randperm(len(data.train))
-            for i in range(steps):
-                codes, numbers, target = (values[order[i * size : (i + 1) * size]] for values in train)
-                optimizer.zero_grad(set_to_none=True)
-                loss(net(codes, numbers), target).backward()
-                optimizer.step()
-                schedule.step()
-            net.eval()
-            with torch.no_grad():
-                accuracy = (net(*valid[:2]).argmax(1) == valid[2]).float().mean()
-        return float(accuracy)
-
-    return fit
+    columns = lambda part: (part.categories.astype(np.int64), part.numbers, part.target.astype(np.int64))
+    right = lambda outputs, target: (outputs.argmax(1) == target).sum()
+    return fits.theirs(
+        made, columns(data.train), columns(data.valid), cross_entropy, right,
+        order=left["order"], size=batch_size, epochs=epochs, lr=LR, **variant,
+    )  # fmt: skip
 
 
-def seconds(run) -> float:
-    """CPU time of one call."""
-    start = time.process_time()
-    run()
-    return time.process_time() - start
-
-
-def row(name: str, ours: float, theirs: float) -> dict:
-    return {"name": name, "ratio": theirs / ours, "ours": ours, "theirs": theirs, "unit": "CPU seconds"}
-
-
-def against_torch(batch_size: int, repeats: int = 4) -> dict:
-    """Whole fits of both sides after compilation."""
-    learn = our_learner(batch_size)
-    our_fit, their_fit = lambda: learn.fit_one_cycle(EPOCHS, LR), torch_fit(learn.data)
-    our_fit(), their_fit()
-    ours, theirs = zip(*[(seconds(our_fit), seconds(their_fit)) for _ in range(repeats)], strict=True)
-    return row(f"tabular_b{batch_size}", min(ours), min(theirs))
-
-
-def process(command: list[str]) -> tuple[float, dict]:
-    """CPU time of a whole process, and the JSON of its last line."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    total = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return total, json.loads(output.strip().splitlines()[-1])
-
-
-def against_fastai() -> list[dict]:
-    """fastai's fit beside ours after compilation, and whole processes beside whole processes."""
-    python = os.environ.get("JAXFAST_FASTAI_PYTHON", sys.executable)
-    their_total, theirs = process([python, str(FASTAI), str(data_file("adult.csv.gz"))])
-    with tempfile.TemporaryDirectory() as cache:
-        ours = [sys.executable, "-m", "experiments.benchmarks.tabular", "--ours", cache]
-        cold, _ = process(ours)
-        cached, _ = process(ours)
-    learn = our_learner(64)
-    fit = lambda: learn.fit_one_cycle(EPOCHS, LR)
-    fit()
-    return [
-        row("fastai_adult", min(seconds(fit) for _ in range(4)), theirs["fit"]),
-        row("fastai_adult_cold", cold, their_total),
-        row("fastai_adult_cached", cached, their_total),
-    ]
-
-
-def _one_process(cache: str) -> None:
-    import jax
-
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    learn = our_learner(64)
-    learn.fit_one_cycle(EPOCHS, LR)
-    print(json.dumps({"accuracy": learn.history.epochs[-1]["accuracy"]}))
-
-
-ROWS = {
-    "tabular_b64": lambda: [against_torch(64)],
-    "tabular_b1024": lambda: [against_torch(1024)],
-    "fastai_adult": against_fastai,
+VARIANTS = {"torch": theirs, "torch.compile": partial(theirs, compiled="default")}
+ON_GPU = {
+    "torch": theirs,
+    "torch, CUDA graph": partial(theirs, graph=True),
+    "torch.compile, CUDA graphs": partial(theirs, compiled="reduce-overhead"),
 }
-"""What measures each row, or rows, of the report."""
 
 
-def main(arguments: list[str] | None = None) -> list[dict]:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.benchmarks.tabular",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
+def workload(batch_size: int, device: str = "cpu") -> Workload:
+    return Workload(
+        f"Adult, 3 epochs, batch {batch_size:,}{' on a GPU' * (device == 'gpu')}",
+        ours,
+        VARIANTS if device == "cpu" else ON_GPU,
+        {"batch_size": batch_size, "epochs": 3},
+        {"batch_size": 16, "epochs": 1, "rows": 500},
+        device=device,
+        files=(FILE,),
+        packages=("torch", "pandas"),
     )
-    parser.add_argument("names", nargs="*", choices=[[], *ROWS], help="rows to measure (default: those against torch)")
-    parser.add_argument("--ours", metavar="CACHE", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    if options.ours:
-        return _one_process(options.ours)
-    rows = [r for name in options.names or ("tabular_b64", "tabular_b1024") for r in ROWS[name]()]
-    for r in rows:
-        print(f"{r['name']:20} {r['ratio']:5.2f}x   {r['ours']:.3f} beside {r['theirs']:.3f} {r['unit']}", flush=True)
-    return rows
 
 
-if __name__ == "__main__":
-    main()
+WORKLOADS = {
+    "tabular_b64": workload(64),
+    "tabular_b1024": workload(1024),
+    "tabular_scan": workload(64, "gpu"),
+}

@@ -19,7 +19,7 @@ class DynamicUnet(nn.Module):
 
     `body` is any with `features`, `block_names`, `groups` and `dtype`, such as `ResNet`; its last block at each size
     goes to the way back up. `mean` and `std` as in `ImageClassifier`. `blur`: after each doubling of the size, at the
-    last block too with `blur_final`. `self_attention`: in the third block before the last. `y_range`: a sigmoid between
+    last block too with `blur_final`. `self_attention`: in the third block from the end. `y_range`: a sigmoid between
     these two numbers. `last_cross`: the image itself is seen once more, by a residual block, which `bottleneck` makes
     half as wide inside (fastai v1's meaning; v2's `bottle=True` fails). `last`: the body's last block that is used, and
     has parameters; those that only widen the map for a classifier, as EfficientNet's "top" does, make a U-Net ten times
