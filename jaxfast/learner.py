@@ -230,6 +230,9 @@ class Learner(Fits):
         (default: the last)."""
         if "image" not in self.data.inputs:
             raise ValueError(f"a heat map is of an image, this model sees {first(self.data.inputs)}")
+        if not hasattr(self.module, "from_features"):
+            name = type(self.module).__name__
+            raise ValueError(f"a heat map needs a model with `features` and `from_features`, {name} has none")
         image = self._encode(item)["image"][0]
         return grad_cam(self.module, self.state.variables, image, classes=self.data.classes, layer=layer, target=target)
 

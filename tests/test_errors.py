@@ -238,7 +238,7 @@ WRONG_USES = [
      "binary_cross_entropy of outputs (8, 3) takes targets (8, 3), these are int32 (8,): give another loss, or a "
      "model with other outputs"),
     ("a loss of labels for multi-hot rows", lambda c: single(from_arrays(IMAGES, ONE_HOT)),
-     "cross_entropy takes one label per example, this data has any number: give losses.binary_cross_entropy"),
+     "cross_entropy takes one label per example, this data is multi_label: give losses.binary_cross_entropy"),
     ("a loss of numbers for labels", lambda c: single(images(), loss=losses.mse),
      "mse of outputs (8, 3) takes targets (8, 3), these are int32 (8,): give another loss, or a model with other "
      "outputs"),

@@ -402,8 +402,16 @@ def labelled(**options):
             lambda: tiny_learner(Half(tiny()), loss=losses.dice),
             "dice takes outputs .*these are .8, 20, 24, 3. and uint8 .8, 40, 48.",
         ),
+        (
+            lambda: tiny_learner(tiny(), loss=losses.cross_entropy),
+            "cross_entropy takes one label.*give losses.segmentation_cross_entropy",
+        ),
+        (
+            lambda: tiny_learner(tiny()).heatmap(0),
+            "a heat map needs a model with `features` and `from_features`, DynamicUnet has none",
+        ),
     ],
-    ids=["labels", "architecture", "data", "y_range", "small", "metric", "outputs", "half size"],
+    ids=["labels", "architecture", "data", "y_range", "small", "metric", "outputs", "half size", "loss", "heat map"],
 )
 def test_errors_of_the_learner(make, message):
     with pytest.raises(ValueError, match=message) as raised:

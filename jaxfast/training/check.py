@@ -106,10 +106,9 @@ def check_task(programs: Any, variables: dict | None) -> None:
     made = math.prod(outputs.shape[1:]) if places else outputs.shape[-1] if len(outputs.shape) > 1 else n_out
     if n_out is not None and made != n_out:
         raise ValueError(f"the model has {made} outputs, the data needs {n_out}: make the model with {n_out}")
-    if getattr(data, "task", None) == "multi_label" and _plain(loss) is losses.cross_entropy:
-        raise ValueError(
-            "cross_entropy takes one label per example, this data has any number: give losses.binary_cross_entropy"
-        )
+    other = {"multi_label": "binary_cross_entropy", "segmentation": "segmentation_cross_entropy"}
+    if (task := getattr(data, "task", None)) in other and _plain(loss) is losses.cross_entropy:
+        raise ValueError(f"cross_entropy takes one label per example, this data is {task}: give losses.{other[task]}")
     fails = f"fails on outputs {_shape(outputs)} and targets {_shape(target)}"
     values = _traced(f"the loss {_name(loss)} {fails}", loss, outputs, target)
     if values.shape != (n,):
