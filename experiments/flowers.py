@@ -33,11 +33,11 @@ class Config:
 
     small: int = 64
     full: int = 96
-    epochs: int = 3
+    epochs: int = 4
     last: int = 1
     batch_size: int = 64
-    lr: float = 4e-3
-    lr_mult: float = 10.0
+    lr: float = 1e-2
+    lr_mult: float = 4.0
 
 
 DEFAULT = Config()

@@ -50,6 +50,7 @@ class Config:
     drop_mult: float
     cycles: tuple[tuple[int, int, float, float], ...]
     random_lr: float
+    classifier_drop_mult: float
     bptt: int = 72
     labelled: int = 500
     seeds: int = 3
@@ -58,11 +59,13 @@ class Config:
 SMALL = Config(
     {"emb_size": 128, "hidden_size": 256, "n_layers": 2}, max_vocab=8000, max_tokens=1_000_000, test_reviews=2000,
     max_length=400, batch_size=32, epochs=8, lr=1e-2, drop_mult=0.3, cycles=((10, 0, 5e-3, 1.0),), random_lr=5e-3,
+    classifier_drop_mult=0.6,
 )  # fmt: skip
 FULL = Config(
     {"emb_size": 400, "hidden_size": 1152, "n_layers": 3}, max_vocab=60_000, max_tokens=None, test_reviews=25_000,
     max_length=None, batch_size=64, epochs=15, lr=5e-3, drop_mult=0.5,
     cycles=((1, -1, 2e-2, 2.6**4), (1, -2, 1e-2, 2.6**4), (1, -3, 5e-3, 2.6**4), (2, 0, 1e-3, 2.6**4)), random_lr=5e-3,
+    classifier_drop_mult=0.5,
 )  # fmt: skip
 
 
@@ -121,7 +124,8 @@ def classify(
 
     learn = text.classifier_learner(
         data(train, valid), encoder=encoder, config={} if encoder is not None else config.sizes,
-        drop_mult=config.drop_mult, bptt=config.bptt, weight_decay=0.1, seed=seed, checkpoints=folder, quiet=quiet,
+        drop_mult=config.classifier_drop_mult, bptt=config.bptt, weight_decay=0.1, seed=seed, checkpoints=folder,
+        quiet=quiet,
     )  # fmt: skip
     if encoder is None:
         learn.fit_one_cycle(sum(epochs for epochs, *_ in config.cycles), config.random_lr)

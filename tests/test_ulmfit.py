@@ -57,7 +57,7 @@ def test_few_labels_are_balanced():
 TINY = ulmfit.Config(
     {"emb_size": 16, "hidden_size": 24, "n_layers": 2}, max_vocab=500, max_tokens=30_000, test_reviews=64,
     max_length=64, batch_size=16, epochs=1, lr=1e-2, drop_mult=0.2, cycles=((1, -1, 2e-2, 2.6**4), (1, 0, 5e-3, 2.6)),
-    random_lr=5e-3, labelled=48, seeds=1, bptt=32,
+    random_lr=5e-3, classifier_drop_mult=0.2, labelled=48, seeds=1, bptt=32,
 )  # fmt: skip
 
 

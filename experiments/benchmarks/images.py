@@ -83,5 +83,5 @@ def workload(
     common = {"arch": arch, "precision": options.get("precision", "fp32")}
     return Workload(
         title, ours, variants, common | {"size": size, "images": images, "steps_": steps_, "classes": 1000},
-        common | {"size": 32, "images": 4, "steps_": 2, "classes": 10}, unit="images", **options,
+        common | {"size": 64, "images": 8, "steps_": 2, "classes": 10}, unit="images", **options,
     )  # fmt: skip

@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.benchmarks.side import Side
 
-# AdamW's first step has the same length for the smallest gradient: at a larger rate it turns rounding into other losses.
+# AdamW's first step is as long for the smallest gradient: at a larger rate it turns rounding into other losses.
 LR, MOMENTUM, B2, EPS, WEIGHT_DECAY = 1e-5, 0.9, 0.99, 1e-5, 0.01
 
 
