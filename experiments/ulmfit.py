@@ -13,7 +13,19 @@ to test on. Stages, each of which goes on from its checkpoint in `--out` when th
 - all (`--full`): the classifier on all labels, beside TF-IDF and logistic regression.
 
 Published with pre-training on WikiText-103: 94.4 % (the course's lesson 3), 95.4 % (the paper, both directions). TF-IDF
-with logistic regression: 90.6 % on all labels, 81.3 % on 500. What the networks here reach has not been measured yet.
+with logistic regression: 90.6 % on all labels, 81.3 % on 500.
+
+Measured on a CPU (jax 0.10.2; 2,000 test reviews, read once at the end of every run):
+
+    small: perplexity of held-out reviews       67.9     Kneser-Ney trigram 100.0 (892,011 tokens, 8,000 words)
+    small: 500 labels, seeds 0, 1, 2            76.8 %   (76.8, 77.6, 76.2); the same from random weights 72.8 %
+                                                         (72.5, 72.9, 73.0); TF-IDF 81.0 %
+    full                                           -
+
+The small classifier trains as a whole from the start: with 15 steps an epoch, gradual unfreezing reached 74 to 75 % of
+1,000 held-out training reviews and one cycle at 5e-3 77 %; dropout times .6 rather than .3 brought 79 %. These were
+chosen there, for the pretrained one. Random weights like less dropout: times .3 they reach 74.6 % of the same test
+reviews, and the pretrained ones 76.5 %.
 """
 
 import argparse
