@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.benchmarks import report
+from experiments.benchmarks import report, steps
 from experiments.benchmarks.__main__ import chosen, main, run, workloads
 from experiments.benchmarks.harness import Unequal, Workload, check_equal, measure, quartile, row, waits
 from experiments.benchmarks.process import Process, SideError
@@ -333,12 +333,23 @@ def fake_measure(name, workload, machine, **options):
     return RESULTS["rows"][0] | {"name": name}
 
 
+def test_the_operations_of_a_depthwise_convolution():
+    torch = pytest.importorskip("torch")
+    layer = torch.nn.Conv2d(4, 4, 3, padding=1, groups=4)
+    images, target = torch.zeros(2, 4, 8, 8), torch.zeros(2, 4, 8, 8)
+    forward = 2 * (2 * 8 * 8) * 4 * 9  # each of 4 channels has 9 weights
+    loss = torch.nn.functional.mse_loss
+    # forwards, and the weights' gradient; nobody wants the images'
+    assert steps.counted_flops(layer, [images], target, loss) == 2 * forward
+    assert steps.counted_flops(torch.nn.Sequential(layer, layer), [images], target, loss) == 5 * forward
+
+
 @pytest.mark.slow
 def test_a_real_workload_on_one_core(capsys, tmp_path):
     file = tmp_path / "real.json"
     assert main(["resnet18", "lstm", "--small", "--rounds", "1", "--json", str(file)]) == 0
-    rows = json.loads(file.read_text())["rows"]
-    assert [r["name"] for r in rows] == ["resnet18", "lstm"]
-    for r in rows:
+    rows = {r["name"]: r for r in json.loads(file.read_text())["rows"]}
+    assert rows.keys() == {"resnet18", "lstm"}
+    for r in rows.values():
         assert r["ratio"] > 0 and r["share_of_peak"] > 0 and r["compile_cold_s"] > 0 and r["memory"] > 2**20
-    assert "torch channels_last" in rows[0]["variants"]
+    assert "torch channels_last" in rows["resnet18"]["variants"]

@@ -3,10 +3,12 @@
 import gc
 import os
 import random
+import re
 import shutil
 import signal
 import sys
 import time
+import warnings
 
 import jax
 import jobs
@@ -140,8 +142,11 @@ def test_a_damaged_checkpoint_is_passed_over(finished, tmp_path, monkeypatch, ho
         path.write_bytes(path.read_bytes()[:40])
     else:
         (copy / str(newest) / "_CHECKPOINT_METADATA").unlink()
-    with pytest.warns(RuntimeWarning, match=f"{newest}.*going back to the checkpoint before it"):
+    with warnings.catch_warnings(record=True) as seen:  # orbax's abandoned reads may warn too, at any moment
+        warnings.simplefilter("always")
         again = run_of(copy, keep_last=3)
+    ours = [str(warning.message) for warning in seen if warning.category is RuntimeWarning]
+    assert any(re.search(f"{newest}.*going back to the checkpoint before it", message) for message in ours)
     assert training.fingerprint(again.state) == training.fingerprint(learn.state)
     assert again.history.losses == learn.history.losses
     gc.collect()
