@@ -3,9 +3,10 @@ r"""Schedules of learning rate and momentum, as optax schedules (step -> scalar)
 Step i of N stands at t = i / N, as in fastai: the first step (i = 0) takes the start value, the last one (i =
 N - 1) comes just short of the end value, and steps from N on stay at the end value. Steps may be Python
 numbers or traced, every numeric argument may be traced (so a schedule can be vmapped over rates, lengths and
-shapes), and a rate may be an array of one rate per group. The results are in JAX's default float type. What
-is plainly wrong (no steps, `pct_start` outside [0, 1], a divisor that is not positive) is a ValueError if the
-value is a concrete number.
+shapes), and a rate may be an array of one rate per group. The results are in JAX's default float type. A
+schedule is a `jax.tree_util.Partial`, a function that is a pytree of its numbers: as an argument of a jitted
+function it compiles once, whatever the numbers. What is plainly wrong (no steps, `pct_start` outside [0, 1], a
+divisor that is not positive) is a ValueError if the value is a concrete number.
 
 How `one_cycle` differs from its relatives, all of two half cosines (p = `pct_start`):
 
@@ -33,6 +34,7 @@ import numbers
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import Partial
 
 
 def _check(name: str, value, low: float, high: float = math.inf, *, above: bool = False) -> None:
@@ -67,13 +69,14 @@ def _two_cosines(total_steps, pct_start, start, middle, end) -> optax.Schedule:
     _check("total_steps", total_steps, 1)
     _check("pct_start", pct_start, 0, 1)
 
-    def schedule(step):
-        t, pct = _progress(step, total_steps), _float(pct_start)
-        up = t / jnp.where(pct > 0, pct, 1.0)
-        down = jnp.where(pct < 1, (t - pct) / jnp.where(pct < 1, 1 - pct, 1.0), 0.0)
-        return jnp.where(t < pct, _cosine(start, middle, up), _cosine(middle, end, down))
+    return Partial(_combined_cosines, total_steps, pct_start, start, middle, end)
 
-    return schedule
+
+def _combined_cosines(total_steps, pct_start, start, middle, end, step):
+    t, pct = _progress(step, total_steps), _float(pct_start)
+    up = t / jnp.where(pct > 0, pct, 1.0)
+    down = jnp.where(pct < 1, (t - pct) / jnp.where(pct < 1, 1 - pct, 1.0), 0.0)
+    return jnp.where(t < pct, _cosine(start, middle, up), _cosine(middle, end, down))
 
 
 def one_cycle(total_steps, lr_max, *, pct_start=0.25, div=25.0, div_final=1e5) -> optax.Schedule:
@@ -138,11 +141,17 @@ def lr_range(total_steps, start=1e-7, end=10.0, kind: str = "exponential") -> op
     for name, value in (("start", start), ("end", end)):
         _check(name, value, 0, above=kind == "exponential")
 
-    def schedule(step):
-        t, a, b = _progress(step, total_steps), _float(start), _float(end)
-        return a ** (1 - t) * b**t if kind == "exponential" else a * (1 - t) + b * t
+    return Partial(_geometric if kind == "exponential" else _linear, total_steps, start, end)
 
-    return schedule
+
+def _geometric(total_steps, start, end, step):
+    t = _progress(step, total_steps)
+    return _float(start) ** (1 - t) * _float(end) ** t
+
+
+def _linear(total_steps, start, end, step):
+    t = _progress(step, total_steps)
+    return _float(start) * (1 - t) + _float(end) * t
 
 
 @jax.jit  # so that a Python step does not compile the loop anew at every call
@@ -181,12 +190,13 @@ def sgdr(n_cycles, cycle_len, lr_max, *, cycle_mult=2) -> optax.Schedule:
     _check("cycle_len", cycle_len, 1)
     _check("cycle_mult", cycle_mult, 0, above=True)
 
-    def schedule(step):
-        step = _float(step)
-        start, length = _cycle(step, _float(n_cycles), _float(cycle_len), _float(cycle_mult))
-        return _cosine(lr_max, 0.0, _progress(step - start, length))
+    return Partial(_restarts, n_cycles, cycle_len, cycle_mult, lr_max)
 
-    return schedule
+
+def _restarts(n_cycles, cycle_len, cycle_mult, lr_max, step):
+    step = _float(step)
+    start, length = _cycle(step, _float(n_cycles), _float(cycle_len), _float(cycle_mult))
+    return _cosine(lr_max, 0.0, _progress(step - start, length))
 
 
 def triangular(total_steps, lr_max, *, n_cycles=1, div=4.0) -> optax.Schedule:
@@ -204,10 +214,11 @@ def triangular(total_steps, lr_max, *, n_cycles=1, div=4.0) -> optax.Schedule:
     _check("n_cycles", n_cycles, 1)
     _check("div", div, 0, above=True)
 
-    def schedule(step):
-        total, peak = _float(total_steps), _float(lr_max)
-        place = jnp.clip(_float(step), 0.0, total) * _float(n_cycles) / total % 1.0
-        height = 1 - jnp.abs(2 * place - 1)
-        return peak * height + peak / _float(div) * (1 - height)
+    return Partial(_triangles, total_steps, lr_max, n_cycles, div)
 
-    return schedule
+
+def _triangles(total_steps, lr_max, n_cycles, div, step):
+    total, peak = _float(total_steps), _float(lr_max)
+    place = jnp.clip(_float(step), 0.0, total) * _float(n_cycles) / total % 1.0
+    height = 1 - jnp.abs(2 * place - 1)
+    return peak * height + peak / _float(div) * (1 - height)

@@ -1,5 +1,6 @@
 """Every CPU form against XLA's plain operation, in values and gradients."""
 
+import importlib
 from functools import partial
 
 import jax
@@ -74,7 +75,7 @@ def check_conv(case, dtype, tolerance):
             partial(plain_conv, strides=strides, padding=padding, groups=groups),
         )
     )
-    for got, want in zip(ours, theirs):
+    for got, want in zip(ours, theirs, strict=True):
         assert got.dtype == want.dtype == dtype
         np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
 
@@ -110,7 +111,7 @@ def test_half_precision_rounds_once(case, dtype):
     step = float(jnp.finfo(dtype).eps)
     assert y.dtype == dtype
     np.testing.assert_allclose(y.astype(jnp.float32), want, rtol=step, atol=step)
-    for got, expected in zip(grads, want_grads):
+    for got, expected in zip(grads, want_grads, strict=True):
         assert got.dtype == dtype
         np.testing.assert_allclose(
             got.astype(jnp.float32), expected, rtol=4 * step, atol=step * np.abs(expected).max()
@@ -154,7 +155,7 @@ def test_vmap_over_images_and_kernels_equals_one_at_a_time(x_shape, kernel_shape
     gradients = jax.grad(lambda x, k: jnp.sum(jnp.sin(conv2d(x, k, strides=strides, groups=groups))), (0, 1))
     both, gradients = jax.jit(jax.vmap(gradients))(x, kernel), jax.jit(gradients)
     for i in range(2):
-        for got, want in zip(both, gradients(x[i], kernel[i])):
+        for got, want in zip(both, gradients(x[i], kernel[i]), strict=True):
             np.testing.assert_allclose(got[i], want, rtol=1e-4, atol=1e-5)
 
 
@@ -261,7 +262,10 @@ def plain_batch_norm(x, scale, bias, groups, epsilon):
 @pytest.mark.parametrize(
     "shape, groups", [((6, 3), 1), ((6, 3), 2), ((4, 5, 3), 1), ((4, 3, 5, 2), 4), ((1, 3, 3, 2), 1)]
 )
-def test_batch_norm_equals_autodiff_of_the_plain_form(shape, groups):
+@pytest.mark.parametrize("moments", ["_two_passes", "_one_pass"])
+def test_batch_norm_equals_autodiff_of_the_plain_form(shape, groups, moments, monkeypatch):
+    forms = importlib.import_module("jaxfast.kernels.batch_norm")
+    monkeypatch.setattr(forms, "_moments", getattr(forms, moments))  # one is of the CPU, one of the others
     with jax.enable_x64(True):
         x, scale, bias, weight = (
             draw(s, jnp.float64, i) for i, s in enumerate([shape, shape[-1:], shape[-1:], shape])
@@ -298,6 +302,33 @@ def test_batch_norm_keeps_its_digits_far_from_zero():
     np.testing.assert_allclose(
         np.asarray(y).reshape(-1, 3).std(0), exact.std(0) / np.sqrt(exact.var(0) + 1e-8), rtol=1e-3
     )
+
+
+@pytest.mark.parametrize(
+    "mean, near, rtol",
+    [(0.0, 0.0, 1e-5), (1e3, 1e3 + 0.05, 1e-3), (10.0, 9.0, 3e-2)],  # 0, 5 and 100 deviations away
+)
+def test_one_pass_keeps_the_digits_that_its_guess_allows(mean, near, rtol):
+    forms = importlib.import_module("jaxfast.kernels.batch_norm")
+    x = np.random.default_rng(0).normal(mean, 1e-2, (64, 4, 4, 3)).astype(np.float32)
+    exact = x.astype(np.float64).reshape(-1, 3)
+    got_mean, got_var = forms._one_pass(jnp.asarray(x), jnp.full(3, near))
+    np.testing.assert_allclose(got_mean, exact.mean(0), rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(got_var, exact.var(0), rtol=rtol)
+
+
+def test_the_variance_of_one_pass_is_never_negative():
+    forms = importlib.import_module("jaxfast.kernels.batch_norm")
+    constants = jnp.linspace(1, 1e4, 50, dtype=jnp.float32)
+    assert (forms._one_pass(jnp.broadcast_to(constants, (64, 50)), jnp.zeros(50))[1] >= 0).all()
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
+def test_statistics_take_one_pass_but_on_cpu(platform):
+    forms = importlib.import_module("jaxfast.kernels.batch_norm")
+    given = jax.ShapeDtypeStruct((8, 4, 4, 3), jnp.float32), jax.ShapeDtypeStruct((3,), jnp.float32)
+    text = export.export(jax.jit(forms._moments), platforms=[platform])(*given).mlir_module()
+    assert ("stablehlo.maximum" in text) == (platform != "cpu")  # what keeps the difference from being negative
 
 
 def test_batch_norm_of_half_precision_keeps_fp32_statistics_and_they_pass_no_gradient():

@@ -50,6 +50,49 @@ def test_cycles_count_loops_and_the_dearest_branch():
     assert hlo.cycles(PROGRAM.replace('"known_trip_count":{"n":"10"}', "")) == 101 + 50 + 7
 
 
+def test_a_loop_counts_to_the_constant_of_its_condition():
+    counting = PROGRAM.replace('"known_trip_count":{"n":"10"}', "")
+    counting = counting.replace("  ROOT %c = pred", "  %n = s32[] constant(7)\n  ROOT %c = pred")
+    counting = counting.replace("compare(%i, %n), ", "compare(%i, %n), direction=LT, ")
+    assert hlo.cycles(counting) == 7 * (100 + 1) + 50 + 7
+    assert hlo.cycles(counting.replace("direction=LT", "direction=NE")) == 101 + 50 + 7
+
+
+@pytest.mark.parametrize("loops", [1, 5])
+def test_operations_of_products_in_loops(loops):
+    def run(w, x):
+        return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x @ w, length=loops)[0]
+
+    text = jax.jit(run).lower(jnp.ones((64, 64)), jnp.ones((32, 64))).compile().as_text()
+    assert hlo.repeated_flops(text) == (loops - 1) * 2 * 32 * 64 * 64
+    assert hlo.repeated_flops(TPU_LOOP) == (6 - 1) * 2 * 8 * 64 * 16
+
+
+# How the TPU compiler writes a product, and a loop
+TPU_LOOP = """HloModule m
+
+%fused (a: bf16[8,16], b: bf16[16,64]) -> bf16[8,64] {
+  %a = bf16[8,16]{1,0:T(8,128)(2,1)} parameter(0)
+  %b = bf16[16,64]{1,0:T(8,128)(2,1)S(1)} parameter(1)
+  ROOT %convolution.1 = bf16[8,64]{1,0:T(8,128)} convolution(%a, %b), dim_labels=bf_io->bf, metadata={op_name="(x)"}
+}
+
+%body (state: (s32[], bf16[8,16])) -> (s32[], bf16[8,16]) {
+  %f = bf16[8,64]{1,0} fusion(%x, %y), kind=kOutput, calls=%fused
+  ROOT %t = (s32[]{:T(128)}, bf16[8,16]{1,0}) tuple(%i, %z)
+}
+
+%condition (state: (s32[], bf16[8,16])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(6)
+  ROOT %lt = pred[]{:T(512)} compare(%i, %limit), direction=LT, metadata={op_name="lt"}
+}
+
+ENTRY %main (x: bf16[8,16]) -> bf16[8,16] {
+  ROOT %w = (s32[]{:T(128)}, bf16[8,16]{1,0}) while(%t), condition=%condition, body=%body
+}
+"""
+
+
 def test_collectives_are_counted_with_their_bytes():
     assert hlo.collectives(PROGRAM) == {
         "all-reduce": {"count": 1, "bytes": 8 * 4 + 8 * 2},

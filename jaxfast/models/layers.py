@@ -96,7 +96,7 @@ class BatchNorm(nn.Module):
                 f"batch norm over {count} value per channel (input {x.shape}, groups={groups}) is undefined: "
                 "train with a larger batch or fewer groups"
             )
-        y, mean, var = batch_norm(x, scale, bias, groups=groups, epsilon=self.epsilon)
+        y, mean, var = batch_norm(x, scale, bias, groups=groups, epsilon=self.epsilon, near=running_mean.value)
         if not self.is_initializing():
             unbiased = var.mean(axis=0) * (count / (count - 1))
             for running, new in ((running_mean, mean.mean(axis=0)), (running_var, unbiased)):

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -12,6 +12,7 @@ _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"?(\d+)')
 _CALLED = re.compile(r"(?:body|condition|to_apply|calls)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=%?([\w.\-]+))")
+_OPERANDS = re.compile(r"\(([^()]*)\)")
 _SHAPE = re.compile(r"([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
 
 
@@ -31,30 +32,74 @@ def computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def cycles(text: str) -> int:
-    """The sum of the compiler's `estimated_cycles` over a program: times the trip count in loops whose count it knows
-    (once in others, which is a step of our chunks), the dearest branch of a conditional."""
+    """The sum of the compiler's `estimated_cycles` over a program: times the trip count in loops that count to a
+    constant (once in others, which is a step of our chunks), the dearest branch of a conditional."""
+    return _total(text, lambda line, _: int(found[1]) if (found := _CYCLES.search(line)) else 0)
+
+
+def repeated_flops(text: str) -> int:
+    """Operations of the matrix products in loops that count to a constant, less those of one pass through each: what a
+    compiler's count of operations leaves out that takes every loop once."""
+    return _total(text, _product_flops, fusions=True) - _total(text, _product_flops, fusions=True, repeat=False)
+
+
+def _total(text: str, own: Callable[[str, list[str]], int], *, fusions: bool = False, repeat: bool = True) -> int:
+    """The sum of `own(line, lines of its computation)` over what a program runs; `fusions`: also what they hold."""
     found, entry = computations(text)
     known: dict[str, int] = {}
 
     def of(name: str) -> int:
         if name not in known:
             known[name] = 0  # a computation does not call itself
-            known[name] = sum(map(line_cycles, found.get(name, ())))
+            lines = found.get(name, [])
+            known[name] = sum(own(line, lines) + called(line) for line in lines)
         return known[name]
 
-    def line_cycles(line: str) -> int:
-        own = _CYCLES.search(line)
-        total = int(own[1]) if own else 0
+    def called(line: str) -> int:
         if " while(" in line:
-            trips = _TRIPS.search(line)
-            return total + (int(trips[1]) if trips else 1) * sum(of(name) for name in _CALLED.findall(line))
+            return (_trips(line, found) if repeat else 1) * sum(of(name) for name in _CALLED.findall(line))
         if " conditional(" in line:
-            return total + max((of(name) for name in _branches(line)), default=0)
-        if " call(" in line or " async-start(" in line:
-            return total + sum(of(name) for name in _CALLED.findall(line))
-        return total
+            return max((of(name) for name in _branches(line)), default=0)
+        if " call(" in line or " async-start(" in line or fusions and " fusion(" in line:
+            return sum(of(name) for name in _CALLED.findall(line))
+        return 0
 
     return of(entry)
+
+
+def _trips(line: str, found: dict[str, list[str]]) -> int:
+    """How often a loop runs: what XLA says, or the constant that its condition counts to from 0 (a scan), else 1."""
+    if said := _TRIPS.search(line):
+        return int(said[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", line)
+    lines = found.get(condition[1], []) if condition else []
+    for root in lines:
+        if root.lstrip().startswith("ROOT") and "direction=LT" in root and " compare(" in root:
+            limit = _OPERANDS.search(root.partition(" compare")[2])[1].split(", ")[-1]
+            value = next((re.search(r" constant\((\d+)\)", line) for line in lines if f"{limit} = " in line), None)
+            return int(value[1]) if value else 1
+    return 1
+
+
+def _product_flops(line: str, lines: list[str]) -> int:
+    """2 x outputs x contracted elements of a `dot` or `convolution`, 0 for other lines."""
+    kind = re.search(r" (dot|convolution)\(", line)
+    if not kind:
+        return 0
+    operands = _OPERANDS.search(line[kind.end() - 1 :])[1].split(", ")
+    left, right = (next((_sizes(other) for other in lines if f"{name} = " in other), []) for name in operands[:2])
+    if kind[1] == "dot":
+        contracted = [left[int(i)] for i in re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line)[1].split(",") if i]
+    else:
+        labels = re.search(r"dim_labels=\w+_(\w+)->", line)[1]
+        contracted = [size for label, size in zip(labels, right, strict=True) if label != "o"]
+    return 2 * math.prod(_sizes(line)) * math.prod(contracted)
+
+
+def _sizes(line: str) -> list[int]:
+    """The sizes of the array that a line defines."""
+    found = _SHAPE.search(line.partition(" = ")[2])
+    return [int(size) for size in found[2].split(",") if size] if found else []
 
 
 def _branches(line: str) -> Iterator[str]:

@@ -114,7 +114,7 @@ def rehearse(
     seconds = time.perf_counter() - clock
     text, memory = compiled.as_text(), compiled.memory_analysis()
     cycles = hlo.cycles(text)
-    flops = float(_costs(compiled)["flops"])
+    flops = float(_costs(compiled)["flops"]) + hlo.repeated_flops(text)
     rate = share = None
     if chip.clock and cycles:
         rate = batch_size / mesh.size / (cycles / chip.clock)
