@@ -75,7 +75,8 @@ def table(results: Mapping, titles: Mapping[str, str]) -> str:
     """A Markdown table of the rows that have a ratio or a time, and under it where and when they were measured."""
     head = "| what | ours | theirs | ratio | of the peak | memory, ours and theirs | compiling, cold and cached |"
     lines = [head, "|" + "---|" * 7]
-    for row in results["rows"]:
+    place = {name: i for i, name in enumerate(titles)}
+    for row in sorted(results["rows"], key=lambda row: place.get(row["name"], len(place))):
         if "ours" not in row:
             continue
         title = titles.get(row["name"], row["name"])

@@ -65,12 +65,15 @@ def settle() -> None:
 
 
 def resident_memory() -> int:
-    """The most bytes that this process has had in memory, since `forget_memory` where that is possible."""
+    """The most bytes that this process has had in memory, since `forget_memory` where that is possible, or that a child
+    had which has ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     try:
         line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-        return 1024 * int(line.split()[1])
+        own = int(line.split()[1])
     except (OSError, StopIteration):
-        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return 1024 * max(own, children)
 
 
 def forget_memory() -> None:
