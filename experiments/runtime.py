@@ -10,8 +10,8 @@ def start(cache: str = "~/.cache/jaxfast/compiled") -> None:
     """Turn JAX's persistent compilation cache on in the folder `cache` ("" for none) and large pages for a CPU run.
 
     XLA on CPU maps a step's temporary memory anew at each dispatch, and faulting it in by pages of 4 KiB takes longer
-    than the arithmetic: EfficientNet-Lite0 at 96 px, batch 32, jax 0.10.2, on
-    two shared cores, the better of two epochs: 1.04 s of CPU time a step, with large pages 0.71 (wall time, which other
+    than the arithmetic: EfficientNet-Lite0 at 96 px, batch 32, jax 0.10.2, before most of `jaxfast.kernels`, on two
+    shared cores, the better of two epochs: 1.04 s of CPU time a step, with large pages 0.71 (wall time, which other
     jobs disturb: 1.04 s and 0.39 s).
     glibc reads the setting when a process starts, so the process starts again, once.
 

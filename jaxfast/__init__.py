@@ -1,6 +1,6 @@
 """The fast.ai practice of training neural networks, as pure functions on JAX.
 
-The public names load when they are first used, so that `import jaxfast` stays as light as `import jax`.
+The public names load when they are first used, so that `import jaxfast` does not even import jax.
 """
 
 import importlib

@@ -190,12 +190,14 @@ RESULTS = {
         {
             "name": "lstm", "ratio": 1.2, "ratio_low": 1.1, "ratio_high": 1.3, "ours": 1234.5, "theirs": 1000.0,
             "unit": "tokens/CPU s", "variant": "nn.LSTM", "share_of_peak": 0.61, "memory": 2**30,
-            "memory_theirs": 2**29, "compile_cold_s": 4.04, "compile_cached_s": 0.5,
+            "memory_theirs": 2**29, "compile_cold_s": 4.04, "compile_cached_s": 0.5, "ratio_wall": 1.15,
+            "date": "today", "load": 0.5, "rounds": 7,
         },
         {"name": "unet", "skipped": "it is measured on a GPU"},
         {
             "name": "first_step", "ratio": None, "ours": 12.0, "theirs": None, "unit": "CPU s", "variant": None,
             "share_of_peak": None, "memory": 2**20, "compile_cold_s": 15.0, "compile_cached_s": 0.0,
+            "date": "today", "load": 1.5, "rounds": 3, "versions": {"fastai": "2.8"},
         },
     ],
 }  # fmt: skip
@@ -219,11 +221,11 @@ def test_the_readme_table_is_between_its_markers_and_nowhere_else(tmp_path):
     assert (before, after) == ("# Title\n", "rest\n")
     lines = table.splitlines()
     assert lines[2] == (
-        "| a step (`lstm`) | 1,234 tokens/CPU s | 1,000 (nn.LSTM) | **1.20** (1.10–1.30) | 61% | 1.0 GiB, 512 MiB "
-        "| 4.0 s, 0.5 s |"
+        "| a step (`lstm`) | 1,234 tokens/CPU s | 1,000 (nn.LSTM) | **1.20** (1.10–1.30) | 1.15 | 61% "
+        "| 1.0 GiB, 512 MiB | 4.0 s, 0.5 s |"
     )
-    assert lines[3] == "| first_step (`first_step`) | 12 CPU s | – | – | – | 1 MiB | 15.0 s, 0.0 s |"
-    assert lines[-1] == "a core; jax 1.0; today, load 0.5, 7 rounds."
+    assert lines[3] == "| first_step (`first_step`) | 12 CPU s | – | – | – | – | 1 MiB | 15.0 s, 0.0 s |"
+    assert lines[-1] == "a core; jax 1.0, fastai 2.8; today, load 0.5 to 1.5, 3 to 7 rounds."
 
 
 @pytest.mark.parametrize("text", ["no markers", "<!-- /benchmarks --> <!-- benchmarks -->", "<!-- benchmarks -->"])
@@ -241,8 +243,8 @@ def test_stored_rows_stay_until_they_are_measured_anew(tmp_path):
     stored = json.loads(path.read_text())
     assert [r["name"] for r in stored["rows"]] == ["lstm", "unet", "first_step", "x"]
     assert stored["rows"][0]["ratio"] == 2.0 and stored["rows"][2] == RESULTS["rows"][2] and stored["date"] == "later"
-    for key, value in (("device", "another core"), ("versions", {"jax": "2.0"})):
-        with pytest.raises(ValueError, match="to another file"):
+    for key, value in (("device", "another core"), ("versions", {"jax": "2.0"}), ("small", True)):
+        with pytest.raises(ValueError, match="another file"):
             report.store(path, RESULTS | {key: value})
 
 
@@ -304,6 +306,16 @@ def test_a_run_skips_fails_and_goes_on(monkeypatch, capsys, tmp_path):
     Path(file).write_text(json.dumps(stored))
     assert main(["good", "--check"]) == 1
     assert "good fell to 1.20x from 2.00x, by 40%" in capsys.readouterr().out
+    # what cannot be stored or compared is refused before it is measured
+    monkeypatch.setattr("experiments.benchmarks.__main__.measure", lambda *_, **__: pytest.fail("measured"))
+    for wrong, message in (
+        (["--small", "--json", file], "of other sizes"),
+        (["--small", "--check"], "--check --small"),
+    ):
+        with pytest.raises(SystemExit):
+            main(wrong)
+        assert message in capsys.readouterr().err
+    monkeypatch.setattr("experiments.benchmarks.__main__.measure", fake_measure)
     with pytest.raises(SystemExit):
         main(["--gpu"])
     assert "jax finds no GPU" in capsys.readouterr().err

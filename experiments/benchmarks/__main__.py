@@ -20,6 +20,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from experiments.benchmarks import report
@@ -52,13 +53,24 @@ def has_gpu() -> bool:
     return subprocess.run(ask, check=True, capture_output=True, text=True).stdout.strip() == "gpu"
 
 
-def run(rows: dict[str, Workload], *, gpu: bool, rounds: int, small: bool) -> dict:
-    """The results of all rows that can be measured here, as they are stored; every row is printed when it is there."""
+def run(
+    rows: dict[str, Workload], *, gpu: bool, rounds: int, small: bool, keep: Callable[[dict], None] = lambda _: None
+) -> dict:
+    """The results of all rows that can be measured here, as they are stored. Every row is printed when it is there, and
+    `keep` gets the results so far, before the first one, too."""
     core = None if gpu else max(os.sched_getaffinity(0))
     found = []
     with tempfile.TemporaryDirectory() as folder:
         with Process("machine", limits, {"small": small}, Path(folder), core=core) as machine:
             about = machine.open().run()
+
+            def results() -> dict:
+                return {
+                    "device": about["device"], "versions": about["versions"], "load": load(), "date": now(),
+                    "rounds": rounds, "small": small, "peak": about["peak"], "rows": found,
+                }  # fmt: skip
+
+            keep(results())
             for name, workload in rows.items():
                 here = "gpu" if gpu else "cpu"
                 other = None if small or workload.device == here else f"it is measured on a {workload.device.upper()}"
@@ -70,10 +82,8 @@ def run(rows: dict[str, Workload], *, gpu: bool, rounds: int, small: bool) -> di
                     except (SideError, Unequal) as error:
                         found.append({"name": name, "error": str(error)})
                 print(report.line(found[-1]), flush=True)
-    return {
-        "device": about["device"], "versions": about["versions"], "load": load(), "date": now(), "rounds": rounds,
-        "peak": about["peak"], "rows": found,
-    }  # fmt: skip
+                keep(results())
+            return results()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -113,15 +123,23 @@ def main(arguments: list[str] | None = None) -> int:
     gpu = has_gpu()
     if options.gpu and not gpu:
         parser.error("--gpu: jax finds no GPU here; pip install -e '.[cuda]' where there is one")
-    results = run(rows, gpu=gpu, rounds=options.rounds, small=options.small)
-    status = int(any("error" in row for row in results["rows"]))
-    if options.json:
-        report.store(options.json, results)
-    if options.check:
-        same = [before for before in stored if before["device"] == results["device"]]
-        if not same:
+    if options.check and options.small:
+        parser.error("--check --small: tiny sizes are not those that are stored")
+    alike = lambda results: [before for before in stored if before["device"] == results["device"]]
+
+    def keep(results: dict) -> None:
+        if options.check and not alike(results):
             parser.error(f"--check: no results of {results['device']} are stored beside {report.STORED}")
-        sentences = [sentence for before in same for sentence in report.fallen(results["rows"], before)]
+        if options.json:
+            try:
+                report.store(options.json, results)
+            except ValueError as error:
+                parser.error(str(error))
+
+    results = run(rows, gpu=gpu, rounds=options.rounds, small=options.small, keep=keep)
+    status = int(any("error" in row for row in results["rows"]))
+    if options.check:
+        sentences = [sentence for before in alike(results) for sentence in report.fallen(results["rows"], before)]
         print("\n".join(sentences or ["no ratio fell by more than 10 %"]))
         status = status or int(bool(sentences))
     return status

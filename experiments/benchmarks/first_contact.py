@@ -1,6 +1,7 @@
 """What a newcomer waits for: `import jaxfast` and its front doors, and the quickstart's first step of training.
 
-Every run is a process of its own, from its start on. "theirs" is `import jax`, which most of it is. The first step is
+Every run is a process of its own, from its start on. "theirs" is `import jax`, which `import jaxfast` leaves to its
+parts and they then spend most of it on. The first step is
 the first of the learning-rate search: after the quickstart started Python again for large pages, read the photographs,
 drew a batch, and has the training program, compiled in the first run ("compiling, cold" is what that takes) and read
 from JAX's persistent cache in the others.

@@ -170,7 +170,8 @@ def row(seen: Mapping[str, Sequence[dict]], *, clock: str, unit: str, precision:
             "ratio_high": quartile(ratios, 0.75),
             "ratio_min": min(ratios),
             "ratio_max": max(ratios),
-            "ratio_wall": statistics.median(wall),
+            # where a run goes on behind its end, its wall time is not that of its work
+            "ratio_wall": None if any(run.get("ahead") for run in ours) else statistics.median(wall),
             "theirs": shown(theirs[best]),
             "memory_theirs": max(run["memory"] for run in theirs[best]),
             "wall_theirs_s": statistics.median(run["wall"] for run in theirs[best]),

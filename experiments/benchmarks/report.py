@@ -42,7 +42,7 @@ def read(path: Path) -> dict:
 def store(path: Path, results: dict) -> None:
     """Write results; what the file already holds of the same device and versions stays where it was not measured anew.
 
-    ValueError for a file of another device or of other versions.
+    ValueError for a file of another device, of other versions, or of other sizes.
     """
     if path.exists():
         before = read(path)
@@ -52,6 +52,8 @@ def store(path: Path, results: dict) -> None:
                     f"{path} holds results of {before[key]}, these are of {results[key]}: write them to another file, "
                     "or delete that one and measure all rows"
                 )
+        if before.get("small", False) != results.get("small", False):
+            raise ValueError(f"{path} holds results of other sizes (--small): write these to another file")
         rows = {row["name"]: row for row in before["rows"]}
         measured = {row["name"]: row for row in results["rows"] if "ours" in row or row["name"] not in rows}
         results = results | {"rows": list((rows | measured).values())}
@@ -73,14 +75,18 @@ def fallen(rows: Iterable[Mapping], stored: Mapping) -> list[str]:
 
 def table(results: Mapping, titles: Mapping[str, str]) -> str:
     """A Markdown table of the rows that have a ratio or a time, and under it where and when they were measured."""
-    head = "| what | ours | theirs | ratio | of the peak | memory, ours and theirs | compiling, cold and cached |"
-    lines = [head, "|" + "---|" * 7]
+    head = (
+        "| what | ours | theirs | ratio | by wall time | of the peak | memory, ours and theirs "
+        "| compiling, cold and cached |"
+    )
+    lines = [head, "|" + "---|" * 8]
     place = {name: i for i, name in enumerate(titles)}
     for row in sorted(results["rows"], key=lambda row: place.get(row["name"], len(place))):
         if "ours" not in row:
             continue
         title = titles.get(row["name"], row["name"])
         theirs, ratio, memory = "–", "–", size(row["memory"])
+        wall = f"{row['ratio_wall']:.2f}" if row.get("ratio_wall") else "–"
         if row["ratio"] is not None:
             theirs = f"{number(row['theirs'])} ({row['variant']})"
             ratio = f"**{row['ratio']:.2f}** ({row['ratio_low']:.2f}–{row['ratio_high']:.2f})"
@@ -92,16 +98,29 @@ def table(results: Mapping, titles: Mapping[str, str]) -> str:
             f"{number(row['ours'])} {row['unit']}",
             theirs,
             ratio,
+            wall,
             share,
             memory,
             compiling,
         )
         lines.append(f"| {' | '.join(cells)} |")
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    return (
-        "\n".join(lines)
-        + f"\n\n{results['device']}; {versions}; {results['date']}, load {results['load']}, {results['rounds']} rounds."
-    )
+    measured = [row for row in results["rows"] if "ours" in row]
+    versions = dict(results["versions"])
+    for row in measured:
+        versions |= row.get("versions", {})
+    versions = ", ".join(f"{name} {version}" for name, version in versions.items())
+    where = f"{results['device']}; {versions}; {span(measured, 'date')}, load {span(measured, 'load')}"
+    return "\n".join(lines) + f"\n\n{where}, {span(measured, 'rounds')} rounds."
+
+
+def span(rows: Sequence[Mapping], key: str) -> str:
+    """From the least to the greatest.
+
+    >>> span([{"load": 2.5}, {"load": 1.0}], "load"), span([{"load": 1.0}], "load")
+    ('1.0 to 2.5', '1.0')
+    """
+    values = [row[key] for row in rows]
+    return " to ".join(map(str, dict.fromkeys((min(values), max(values)))))
 
 
 def size(n: float) -> str:

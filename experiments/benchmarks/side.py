@@ -22,6 +22,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 
+def _nothing() -> None:
+    pass
+
+
 class Side(NamedTuple):
     """What a side does.
 
@@ -35,7 +39,7 @@ class Side(NamedTuple):
     run: Callable[[], Sequence[float]]
     work: float = 1.0
     counted: dict[str, Any] | None = None
-    settle: Callable[[], None] = lambda: None
+    settle: Callable[[], None] = _nothing
     device_memory: Callable[[], int] | None = None
 
 
@@ -99,6 +103,7 @@ def timed(side: Side) -> dict:
         "values": [float(value) for value in values],
         "memory": (side.device_memory or resident_memory)(),
         "process": cpu(),
+        "ahead": side.settle is not _nothing,
         **(side.counted or {}),
     }
 
