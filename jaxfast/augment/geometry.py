@@ -21,33 +21,29 @@ def resample(image: Array, matrix: Array, size: tuple[int, int], left: Array | i
     mirror image about the centres of the border pixels (torch's reflection padding with aligned corners).
     """
     rows, columns = _read_places(matrix, size, left, top)
-    pixels, unpack = _packed(image)
+    words, values = _words(image)
     height, width, _ = image.shape
     top_row, left_column = jnp.floor(rows), jnp.floor(columns)
     down, right = rows - top_row, columns - left_column
-    result = [jnp.float32(0)] * image.shape[-1]
+    result = 0.0
     for row, by_row in ((top_row, 1 - down), (top_row + 1, down)):
         for column, by_column in ((left_column, 1 - right), (left_column + 1, right)):
             place = _mirrored(row, height) * width + _mirrored(column, width)
-            channels, weight = unpack(pixels[place]), by_row * by_column
-            result = [total + weight * channel for total, channel in zip(result, channels, strict=True)]
-    return jnp.clip(jnp.stack(result, -1), 0, 255)
+            result += (by_row * by_column)[..., None] * values(words[place])
+    return jnp.clip(result, 0, 255)
 
 
-def _packed(image: Array) -> tuple[Array, Callable[[Array], list[Array]]]:
-    """An image's H * W pixels as they are read, and the function from what was read to a float32 array a channel.
+def _words(image: Array) -> tuple[Array, Callable[[Array], Array]]:
+    """What a pixel is read as, of each of an image's H * W pixels, and the function from there to float32 (..., C).
 
-    Up to four channels of bytes are one word: a TPU is slow at reading places in no order. Each channel is unpacked
-    into an array of its own, since an axis of three would leave most of a TPU's lanes empty.
+    Up to four channels of bytes are read as one word: reading places in no order is what a TPU is slow at.
     """
-    count = image.shape[-1]
-    if image.dtype != jnp.uint8 or count > 4:
-        pixels = image.reshape(-1, count).astype(jnp.float32)
-        return pixels, lambda read: [read[..., channel] for channel in range(count)]
-    words = sum(image[..., channel].astype(jnp.uint32) << (8 * channel) for channel in range(count))
-    return words.reshape(-1), lambda read: [
-        ((read >> (8 * channel)) & 255).astype(jnp.float32) for channel in range(count)
-    ]
+    channels = image.shape[-1]
+    if image.dtype != jnp.uint8 or channels > 4:
+        return image.reshape(-1, channels).astype(jnp.float32), lambda pixels: pixels
+    shifts = 8 * jnp.arange(channels, dtype=jnp.uint32)
+    words = (image.astype(jnp.uint32) << shifts).sum(-1, dtype=jnp.uint32)
+    return words.reshape(-1), lambda words: ((words[..., None] >> shifts) & 255).astype(jnp.float32)
 
 
 def _mirrored(place: Array, length: int) -> Array:
