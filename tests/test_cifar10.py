@@ -81,6 +81,7 @@ def test_a_linear_model_of_pixels(file):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
 def test_a_run(file, tmp_path):
     result = cifar10.run(TINY, file, 1, tmp_path)
     assert json.loads((tmp_path / "result.json").read_text()) == json.loads(json.dumps(result))
@@ -90,6 +91,7 @@ def test_a_run(file, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
 def test_real_images_are_told_better_than_by_a_linear_model(outside_data, tmp_path):
     path = outside_data("cifar10.npz")
     config = dataclasses.replace(cifar10.DEFAULT, widths=(16, 32, 32), images=4000, test_images=1000, epochs=5)

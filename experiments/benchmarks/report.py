@@ -18,7 +18,7 @@ def line(row: Mapping) -> str:
     for why in ("skipped", "error"):
         if why in row:
             return f"{row['name']:24} {why}: {row[why]}"
-    share = f", {row['share_of_peak']:.0%} of the peak" if row["share_of_peak"] else ""
+    share = f", {shares(row)} of the peak" if shares(row) else ""
     if row["ratio"] is None:
         return f"{row['name']:24} {number(row['ours'])} {row['unit']}{share}"
     spread = f"{row['ratio']:6.2f}x ({row['ratio_low']:.2f}-{row['ratio_high']:.2f})"
@@ -91,7 +91,6 @@ def table(results: Mapping, titles: Mapping[str, str]) -> str:
             theirs = f"{number(row['theirs'])} ({row['variant']})"
             ratio = f"**{row['ratio']:.2f}** ({row['ratio_low']:.2f}–{row['ratio_high']:.2f})"
             memory += f", {size(row['memory_theirs'])}"
-        share = f"{row['share_of_peak']:.0%}" if row["share_of_peak"] else "–"
         compiling = f"{row['compile_cold_s']:.1f} s, {row['compile_cached_s']:.1f} s"
         cells = (
             f"{title} (`{row['name']}`)",
@@ -99,7 +98,7 @@ def table(results: Mapping, titles: Mapping[str, str]) -> str:
             theirs,
             ratio,
             wall,
-            share,
+            shares(row) or "–",
             memory,
             compiling,
         )
@@ -111,6 +110,16 @@ def table(results: Mapping, titles: Mapping[str, str]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in versions.items())
     where = f"{results['device']}; {versions}; {span(measured, 'date')}, load {span(measured, 'load')}"
     return "\n".join(lines) + f"\n\n{where}, {span(measured, 'rounds')} rounds."
+
+
+def shares(row: Mapping) -> str:
+    """Of the machine's limits: of its matrix products, and of its copying.
+
+    >>> shares({"share_of_peak": 0.5, "share_of_bandwidth": 0.25}), shares({"share_of_peak": None})
+    ('50%, copying 25%', '')
+    """
+    kinds = {"": row["share_of_peak"], "copying ": row.get("share_of_bandwidth")}
+    return ", ".join(f"{kind}{share:.0%}" for kind, share in kinds.items() if share)
 
 
 def span(rows: Sequence[Mapping], key: str) -> str:
