@@ -10,6 +10,12 @@ size" does so at the full size, a cycle of 8 epochs; "progressive" has a cycle o
 size, then calls `learn.resize(full)` and trains the other 4. Both are validated at the full size in the end. Compute
 is counted: operations of a training step (forward, backward, update, augmentation) times steps. CPU seconds are of
 training with its validations, compilation left out.
+
+Result of the first command with `--seeds 3`, jax 0.10.2, 2 CPU cores: full size .7740 .7961 .7903, mean .787, in 13.3
+TFLOP and 546 CPU seconds a run; progressive .7775 .7787 .7984, mean .785, in 10.1 TFLOP (76 %) and 408 seconds. The
+differences of a seed have a standard deviation of .014. The 5 and 4 epochs were settled on seeds 100 and 101 (.8169 and
+.7995, progressive .8158 and .8053), after cycles of their own for each size had fallen short by .3 to 2.7 points. The
+second command has not been run.
 """
 
 import argparse
