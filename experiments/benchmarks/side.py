@@ -22,10 +22,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 
-def _nothing() -> None:
-    pass
-
-
 class Side(NamedTuple):
     """What a side does.
 
@@ -39,7 +35,7 @@ class Side(NamedTuple):
     run: Callable[[], Sequence[float]]
     work: float = 1.0
     counted: dict[str, Any] | None = None
-    settle: Callable[[], None] = _nothing
+    settle: Callable[[], None] | None = None
     device_memory: Callable[[], int] | None = None
 
 
@@ -95,7 +91,8 @@ def timed(side: Side) -> dict:
     cpu_start, wall_start = cpu(), time.perf_counter()
     values = side.run()
     wall = time.perf_counter() - wall_start
-    side.settle()
+    if side.settle:
+        side.settle()
     return {
         "cpu": cpu() - cpu_start,
         "wall": wall,
@@ -103,7 +100,7 @@ def timed(side: Side) -> dict:
         "values": [float(value) for value in values],
         "memory": (side.device_memory or resident_memory)(),
         "process": cpu(),
-        "ahead": side.settle is not _nothing,
+        "ahead": side.settle is not None,
         **(side.counted or {}),
     }
 
