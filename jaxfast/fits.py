@@ -57,7 +57,7 @@ class Fits:
     ) -> None:
         """Train with one cycle of rate and momentum (Smith 2018; fastai's fit_one_cycle): `schedules.one_cycle`.
 
-        `part=(first, last)` trains only those epochs of the cycle, counted from 0, `last` not included, so that a cycle
+        `part=(start, end)` trains only those epochs of the cycle, counted from 0, `end` not included, so that a cycle
         goes on after something else has changed: `fit_one_cycle(9, lr, part=(0, 5))`, `resize(192)`,
         `fit_one_cycle(9, lr, part=(5, 9))`. ValueError for a part that is none.
         """
@@ -153,15 +153,15 @@ class Fits:
         decay = self.weight_decay if weight_decay is None else weight_decay
         names = [metric.name for metric in self._programs.metrics]
         check.check_fit(after_epoch, names, decay)
-        first, last = check.check_part(part, epochs)
+        start, end = check.check_part(part, epochs)
         rows = training.hyper_rows(self._steps(epochs), rates, momentum, decay)
         each = self._steps(1)
         states = training.fit_epochs(
             self.state,
             self._programs.chunk(self._part),
             self._feed,
-            {name: values[first * each : last * each] for name, values in rows.items()},
-            last - first,
+            {name: values[start * each : end * each] for name, values in rows.items()},
+            end - start,
             validate=lambda variables: self._programs.validate(variables, self._valid_data),
             metrics=names,
             history=self.history,

@@ -83,7 +83,7 @@ def test_a_run_beats_answers_without_a_look(outside_data, tmp_path):
     config = dataclasses.replace(camvid_labels.DEFAULT, size=(96, 128), epochs=10)
     result = camvid_labels.run(config, outside_data("camvid.zip"), 1, tmp_path)
     assert json.loads((tmp_path / "result.json").read_text()) == json.loads(json.dumps(result))
-    assert result["searched"]["mean_average_precision"] > result["frequencies"]["mean_average_precision"] + 0.03
+    assert result["searched"]["mean_average_precision"] > result["frequencies"]["mean_average_precision"] + 0.04
     assert result["one half"]["f2"] > result["most frequent"]["f2"] + 0.05
     assert result["searched"]["f2"] > result["one half"]["f2"]
     assert set(result["thresholds"]) == set(CLASSES)

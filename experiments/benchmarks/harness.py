@@ -22,7 +22,7 @@ from experiments.benchmarks.side import Side
 from experiments.data import data_file
 
 OURS = "jaxfast"
-COOLS = 5.0
+REWARMED = 5.0
 """Seconds of a run on CPU up to which each is preceded by one that is not timed: a virtual machine's host takes back
 the memory of who idles while the others run, and giving it again can take longer than the run."""
 
@@ -125,7 +125,7 @@ def measure(
         seen = {label: [] for label in sides}
         for i in range(min(rounds, workload.rounds)):
             for label in list(sides)[:: 1 if i % 2 == 0 else -1]:
-                if i == 0 or core is not None and seen[label][-1]["wall"] < COOLS:
+                if i == 0 or core is not None and seen[label][-1]["wall"] < REWARMED:
                     sides[label].run()
                 seen[label].append(sides[label].run())
     clock = "cpu" if core is not None else "wall"
