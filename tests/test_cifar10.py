@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_one_cycle import arrays
 
-from experiments import cifar10, cifar10_net
+from experiments import airbench, cifar10, cifar10_net
 
 TINY = cifar10.Config((8, 8), images=192, test_images=64, epochs=3, batch_size=32, lr=8.0)
 
@@ -78,6 +78,89 @@ def test_what_trains_and_how_fast(file):
 def test_a_linear_model_of_pixels(file):
     data = cifar10.cifar(TINY, file)
     assert cifar10.linear_baseline(data) > 0.95  # the sums of the channels tell the classes
+
+
+def test_least_squares_are_the_same_with_fewer_images_than_pixels(file):
+    few = cifar10.cifar(cifar10.Config(images=192, test_images=64, batch_size=32), file)
+    x = few.prepare(few.train.batch(np.arange(192)))["image"].reshape(192, -1) / 127.5 - 1
+    test = few.prepare(few.valid.batch(np.arange(64)))["image"].reshape(64, -1) / 127.5 - 1
+    x, test = (np.concatenate([part, np.ones((len(part), 1))], 1) for part in (x, test))
+    targets = np.eye(3)[few.train.targets]
+    weights = np.linalg.solve(x.T @ x + 1e3 * np.eye(3073), x.T @ targets)
+    expected = ((test @ weights).argmax(1) == few.valid.targets).mean()
+    assert cifar10.linear_baseline(few, penalties=(1e3,)) == pytest.approx(expected)
+
+
+@pytest.fixture
+def command(file, monkeypatch, tmp_path):
+    """The command in this process, on the file with few images: gives result.json."""
+    monkeypatch.setattr(cifar10, "start", lambda: None)
+
+    def run(*arguments):
+        cifar10.main([*arguments, "--data", str(file.parent), "--out", str(tmp_path)])
+        return json.loads((tmp_path / "result.json").read_text())
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--full", "--airbench"], "no card here"),
+        (["--airbench"], "give --full too"),
+        (["--full", "--small"], "not allowed with"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_any_work(command, arguments, sentence, monkeypatch, capsys):
+    monkeypatch.setattr(airbench, "refusal", lambda: "no card here")
+    monkeypatch.setattr(cifar10, "run", lambda *_: pytest.fail("it works already"))
+    with pytest.raises(SystemExit) as stopped:
+        command(*arguments)
+    assert stopped.value.code == 2 and sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("theirs", [{"seconds": 4.0}, {"error": "out of memory"}])
+def test_airbenchs_result_stands_beside_ours(theirs, command, file, monkeypatch, tmp_path):
+    """It runs first, on the same file and as many seeds; where it fails, ours is kept and the command says so."""
+    calls = []
+    monkeypatch.setattr(airbench, "refusal", lambda: None)
+    monkeypatch.setattr(airbench, "run", lambda path, seeds: calls.append((path, seeds)) or theirs)
+    monkeypatch.setattr(cifar10, "run", lambda *given: calls.append(given) or {"runs": [], "airbench": given[-1]})
+    if "error" in theirs:
+        with pytest.raises(SystemExit, match="out of memory"):
+            command("--full", "--airbench", "--seeds", "2")
+    else:
+        (tmp_path / "result.json").write_text("{}")
+        command("--full", "--airbench", "--seeds", "2")
+    assert calls == [(file, 2), (cifar10.FULL, file, 2, tmp_path, theirs)]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
+def test_the_small_form(command, monkeypatch, tmp_path):
+    monkeypatch.setattr(airbench, "refusal", lambda: "no card here")
+    result = command("--small", "--airbench")
+    assert result["airbench"] == {"error": "no card here"} and result["widths"] == list(cifar10.SMALL.widths)
+    assert result["seconds_cold"] > result["seconds"] > 0 and result["seconds_tta"] > 0
+    assert (tmp_path / "confusion.png").exists() and (tmp_path / "accuracy.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
+def test_what_is_timed_has_been_compiled(file):
+    learn = cifar10.learner(TINY, cifar10.cifar(TINY, file), 0)
+    before = jax.device_get(learn.state.params)
+    cifar10.compile_first(TINY, learn)
+    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(learn.state.params))
+    compiled = []
+    listener = lambda name, _, **__: compiled.append(name) if "backend_compile" in name else None
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        learn.fit_one_cycle(1, cifar10.rates(TINY))
+        learn.tta(crops=10)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+    assert not compiled
 
 
 @pytest.mark.slow
