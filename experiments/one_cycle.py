@@ -2,7 +2,9 @@
 
     python -m experiments.one_cycle              # three schedules, three seeds: a table, a picture, result.json
     python -m experiments.one_cycle --search     # choose the rates anew first
-    python -m experiments.one_cycle --full       # ResNet-18 on all images: for an accelerator; searches too
+    python -m experiments.one_cycle --gpu        # all images, a ResNet of 8 layers, two rates, one seed; searches too
+    python -m experiments.one_cycle --full       # ResNet-18 on all images, 30 epochs, all rates: searches too
+    python -m experiments.one_cycle --small      # tiny sizes: shows in seconds that everything works
 
 Data: `cifar10.npz` (Krizhevsky 2009; `--data DIR` or JAXFAST_DATA). Images are mirrored and shifted by up to 4 pixels.
 Optimizer: SGD with momentum .9; one cycle takes its momentum from .95 down to .85 and back. The step decay divides the
@@ -14,6 +16,9 @@ Accuracy on 5,000 test images after 8 epochs over 8,000 images, seeds 0, 1, 2 an
 constant .394, .436, .461, mean .431; step decay .535, .535, .531, mean .534; one cycle .574, .567, .582, mean .574.
 Rates .3, .1 and .3, with .465, .527 and .597 on the images held out (a constant .1: .465 too).
 The nine runs took 13 minutes of CPU time, 15 minutes on two cores that were shared with other jobs.
+
+`--gpu` is sized for two and a half minutes of one GPU: 9 trainings of 8 epochs, 6 of them to choose the rates. `--full`
+trains 21 times for 30 epochs, 12 times to choose the rates. Neither has been measured: accuracy -, seconds -.
 """
 
 import argparse
@@ -30,6 +35,7 @@ from experiments.runtime import start
 
 SCHEDULES = ("constant", "step decay", "one cycle")
 GRID = (0.03, 0.1, 0.3, 1.0)
+TWO_RATES = (0.1, 0.3)
 SEARCH_SEED = 1000
 
 
@@ -48,6 +54,8 @@ class Config:
 
 DEFAULT = Config()
 FULL = Config((2, 2, 2, 2), 64, images=50_000, test_images=10_000, epochs=30, batch_size=128)
+GPU = Config((1, 1, 1), 64, images=50_000, test_images=10_000, epochs=8, batch_size=256)
+SMALL = Config((1,), 4, images=256, test_images=64, valid_images=64, epochs=2, batch_size=32)
 DEFAULT_RATES = {"constant": 0.3, "step decay": 0.1, "one cycle": 0.3}
 
 
@@ -138,8 +146,13 @@ def search(config: Config, path: Path, grid: tuple[float, ...] = GRID) -> dict[s
     return found
 
 
-def run(config: Config, path: Path, rates: dict[str, float], seeds: int, out: Path) -> dict:
-    """Train with every schedule and seed, draw, and give what is also written to `out`/result.json."""
+def run(
+    config: Config, path: Path, rates: dict[str, float], seeds: int, out: Path, searched: dict | None = None
+) -> dict:
+    """Train with every schedule and seed, draw, and give what is also written to `out`/result.json.
+
+    `searched`: the accuracies that the rates were chosen by (`search`), which are written too.
+    """
     import jax
 
     began = time.perf_counter()
@@ -159,6 +172,7 @@ def run(config: Config, path: Path, rates: dict[str, float], seeds: int, out: Pa
         "accuracy": {name: float(np.mean(values)) for name, values in last.items()},
         "accuracy_of_seeds": last,
         "rates": rates,
+        "searched": searched,
         "curves": curves,
         "seconds": time.perf_counter() - began,
         "device": str(jax.devices()[0].device_kind),
@@ -196,18 +210,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.one_cycle", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--full", action="store_true", help="ResNet-18 and all images, for an accelerator")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--gpu", action="store_true", help="all images and a small ResNet, for minutes of one GPU")
+    size.add_argument("--full", action="store_true", help="ResNet-18 and all images, for an accelerator")
+    size.add_argument("--small", action="store_true", help="tiny sizes that show in seconds that everything works")
     parser.add_argument("--search", action="store_true", help="choose the rates on held-out training images first")
-    parser.add_argument("--seeds", type=int, default=3, help="runs to average over (%(default)s)")
+    parser.add_argument("--seeds", type=int, help="runs to average over (3; with --gpu or --small 1)")
     parser.add_argument("--data", help="folder that holds cifar10.npz")
     parser.add_argument("--out", type=Path, default=Path("runs/one_cycle"), help="folder for results (%(default)s)")
     options = parser.parse_args(arguments)
     path = data_file("cifar10.npz", options.data)
     start()
-    config, rates = (FULL, None) if options.full else (DEFAULT, DEFAULT_RATES)
-    if rates is None or options.search:
-        rates = {name: max(tried, key=tried.get) for name, tried in search(config, path).items()}
-    result = run(config, path, rates, options.seeds, options.out)
+    config = FULL if options.full else GPU if options.gpu else SMALL if options.small else DEFAULT
+    seeds = options.seeds or (1 if options.gpu or options.small else 3)
+    rates, tried = DEFAULT_RATES, None
+    if options.gpu or options.full or options.search:
+        tried = search(config, path, TWO_RATES if options.gpu else GRID)
+        rates = {name: max(accuracies, key=accuracies.get) for name, accuracies in tried.items()}
+    result = run(config, path, rates, seeds, options.out, tried)
     print(json.dumps(result["accuracy"]))
 
 

@@ -141,12 +141,50 @@ def test_every_schedule_has_a_rate_of_the_grid():
     assert set(one_cycle.DEFAULT_RATES.values()) <= set(one_cycle.GRID)
 
 
+FOUND = {"constant": {0.1: 0.5, 0.3: 0.4}, "step decay": {0.1: 0.4, 0.3: 0.5}, "one cycle": {0.1: 0.0, 0.3: 0.6}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "config", "grid", "seeds"),
+    [
+        ([], one_cycle.DEFAULT, None, 3),
+        (["--search", "--seeds", "2"], one_cycle.DEFAULT, one_cycle.GRID, 2),
+        (["--gpu"], one_cycle.GPU, one_cycle.TWO_RATES, 1),
+        (["--full"], one_cycle.FULL, one_cycle.GRID, 3),
+        (["--small"], one_cycle.SMALL, None, 1),
+    ],
+)
+def test_what_each_form_runs(arguments, config, grid, seeds, train_file, monkeypatch, tmp_path):
+    """Rates that are not given are searched for first, and those with the best held-out accuracies are run."""
+    calls = []
+    monkeypatch.setattr(one_cycle, "start", lambda: None)
+    monkeypatch.setattr(one_cycle, "search", lambda *given: calls.append(given) or FOUND)
+    monkeypatch.setattr(one_cycle, "run", lambda *given: calls.append(given) or {"accuracy": {}})
+    one_cycle.main([*arguments, "--data", str(train_file.parent), "--out", str(tmp_path)])
+    if grid is None:
+        assert calls == [(config, train_file, one_cycle.DEFAULT_RATES, seeds, tmp_path, None)]
+    else:
+        rates = {"constant": 0.1, "step decay": 0.3, "one cycle": 0.3}
+        assert calls == [(config, train_file, grid), (config, train_file, rates, seeds, tmp_path, FOUND)]
+
+
 @pytest.mark.slow
-def test_the_full_form_but_narrow(file):
-    narrow = dataclasses.replace(one_cycle.FULL, width=2, images=64, test_images=64, epochs=1, batch_size=32)
+@pytest.mark.usefixtures("one_device")
+def test_the_small_form(file, monkeypatch, tmp_path):
+    monkeypatch.setattr(one_cycle, "start", lambda: None)
+    one_cycle.main(["--small", "--data", str(file.parent), "--out", str(tmp_path)])
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert set(result["accuracy"]) == set(one_cycle.SCHEDULES) and result["images"] == one_cycle.SMALL.images
+    assert (tmp_path / "one_cycle.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [one_cycle.FULL, one_cycle.GPU])
+def test_the_large_forms_but_narrow(form, file):
+    narrow = dataclasses.replace(form, width=2, images=64, test_images=64, epochs=1, batch_size=32)
     learn = one_cycle.train(narrow, one_cycle.cifar(narrow, file, search=False), "one cycle", 0.1, seed=0)
     assert len(learn.history.losses) == 2 and np.isfinite(learn.history.losses).all()
-    assert learn.module.body.stage_sizes == (2, 2, 2, 2)
+    assert learn.module.body.stage_sizes == form.stage_sizes
 
 
 def test_on_cifar10(outside_data):
