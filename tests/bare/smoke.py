@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+import experiments
 import jaxfast
 from jaxfast import collab, tabular, text, vision
 
@@ -26,6 +27,18 @@ def modules(folder: Path) -> None:
     """Every module of the package can be imported."""
     for found in pkgutil.walk_packages(jaxfast.__path__, "jaxfast."):
         importlib.import_module(found.name)
+
+
+def programs(folder: Path) -> None:
+    """Every experiment can be imported, but for the sides in torch where torch is missing."""
+    for found in pkgutil.walk_packages(experiments.__path__, "experiments."):
+        if found.name.endswith(".__main__"):
+            continue
+        try:
+            importlib.import_module(found.name)
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
 
 
 def images(folder: Path) -> None:
@@ -102,7 +115,7 @@ def finish(learn, item, folder: Path, value) -> None:
     assert exported == before or abs(exported - before) < 1e-5, (exported, before)
 
 
-DOORS = {door.__name__: door for door in (modules, images, tables, ratings, language, texts)}
+DOORS = {door.__name__: door for door in (modules, programs, images, tables, ratings, language, texts)}
 
 
 def main(names: list[str]) -> None:

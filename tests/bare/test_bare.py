@@ -66,6 +66,7 @@ def test_the_list_leaves_out_what_a_pip_installation_of_jaxfast_brings():
     "door",
     [
         "modules",
+        "programs",
         "ratings",
         *(pytest.param(door, marks=pytest.mark.slow) for door in ("images", "tables", "language", "texts")),
     ],
