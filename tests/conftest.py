@@ -1,4 +1,8 @@
-"""Eight CPU devices for every test, and the place of outside data."""
+"""The platform of every test, eight CPU devices unless another is asked for, and the place of outside data.
+
+`JAXFAST_TEST_PLATFORM` names the platform: "cpu" (the default), "gpu" or "tpu". An accelerator keeps its own number of
+devices, with the CPU beside it to compare with, and is used by one process. `tests/device` says what runs there.
+"""
 
 import atexit
 import os
@@ -8,13 +12,34 @@ from pathlib import Path
 import jax
 import pytest
 
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 8)
+PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}
+"""What jax calls each platform, and the CPU that a test compares it with."""
+
+_platform = os.environ.get("JAXFAST_TEST_PLATFORM") or "cpu"
+jax.config.update("jax_platforms", PLATFORMS.get(_platform, "cpu"))
+if _platform == "cpu":
+    jax.config.update("jax_num_cpu_devices", 8)
+else:  # both are read when the backend starts
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    if _platform == "gpu":
+        # Sums by atomic additions differ from run to run, and the device tests compare bits.
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
 # Learners of the same shape share programs: what one test compiled, the next reads.
 _cache = tempfile.TemporaryDirectory(prefix="jaxfast-tests-")
 atexit.register(_cache.cleanup)
 jax.config.update("jax_compilation_cache_dir", _cache.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def pytest_configure(config):
+    if _platform not in PLATFORMS:
+        raise pytest.UsageError(f"JAXFAST_TEST_PLATFORM={_platform!r}: give one of {', '.join(PLATFORMS)}")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """Keep an accelerator to one process, whose memory several would share; else xdist counts the cores."""
+    return None if _platform == "cpu" else 0
 
 
 def data_root() -> Path:

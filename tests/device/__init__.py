@@ -1,0 +1,1 @@
+"""Tests that run on a real accelerator: `conftest.py` says how."""
