@@ -43,13 +43,15 @@ import numpy as np
 from experiments.data import data_file
 from experiments.report import write_report
 from experiments.runtime import start
+from experiments.tiny import HELP, NET
 
 SPLITS = ("train", "val", "test")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What a run is made of: `size` is (height, width), `images` at most are taken of each split (None: all)."""
+    """What a run is made of: `size` is (height, width), `images` at most are taken of each split (None: all), `sample`
+    pixels fit the regression on colours."""
 
     size: tuple[int, int]
     frozen_epochs: int
@@ -58,12 +60,15 @@ class Config:
     lr: float = 3e-3
     arch: str = "efficientnet_lite0"
     pretrained: str | bool = True
+    body: dict | None = None
     images: int | None = None
+    sample: int = 100_000
     seed: int = 0
 
 
 DEFAULT = Config((96, 128), frozen_epochs=3, epochs=3)
 FULL = Config((180, 240), frozen_epochs=10, epochs=12)
+SMALL = Config((48, 64), frozen_epochs=0, epochs=1, images=16, sample=1000, **NET)
 
 
 def read(path: Path, split: str, images: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -119,7 +124,7 @@ def colour_features(colours: np.ndarray) -> np.ndarray:
     return np.concatenate([x, x * x, x * np.roll(x, 1, axis=1)], axis=1)
 
 
-def baselines(train, held_out: dict, classes, seed: int, sample: int = 100_000) -> dict[str, dict[str, dict]]:
+def baselines(train, held_out: dict, classes, seed: int, sample: int) -> dict[str, dict[str, dict]]:
     """Accuracy and mean IoU of the majority class and of the colour alone, {baseline: {name of a data set: ...}}."""
     from sklearn.linear_model import LogisticRegression
 
@@ -150,6 +155,7 @@ def train(config: Config, data, quiet: bool = False):
         data,
         config.arch,
         pretrained=config.pretrained,
+        body=config.body,
         metrics=["pixel_accuracy", "mean_iou", "dice"],
         weight_decay=0.01,
         seed=config.seed,
@@ -175,7 +181,7 @@ def run(config: Config, path: Path, out: Path, quiet: bool = False) -> dict:
     say = (lambda *text: None) if quiet else (lambda *text: print(*text, flush=True))
     data, test = camvid(config, path)
     say(data)
-    beside = baselines(data.train, {"valid": data.valid, "test": test}, data.classes, config.seed)
+    beside = baselines(data.train, {"valid": data.valid, "test": test}, data.classes, config.seed, config.sample)
     say({name: {split: round(s["accuracy"], 4) for split, s in scores.items()} for name, scores in beside.items()})
     data.show_batch(6).savefig(out / "batch.png")
 
@@ -236,6 +242,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/camvid"), help="folder for results (%(default)s)")
     parser.add_argument("--data", help="folder of camvid.zip")
     parser.add_argument("--full", action="store_true", help="the course's recipe at 180x240, for an accelerator")
+    parser.add_argument("--small", action="store_true", help=HELP)
     parser.add_argument("--arch", help=f"the body ({DEFAULT.arch})")
     parser.add_argument("--pretrained", help="its weights: a file or a repository of the Hugging Face hub")
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="what the model sees")
@@ -255,7 +262,8 @@ def main(arguments: list[str] | None = None) -> None:
     given = {name: value for name, value in vars(options).items() if hasattr(DEFAULT, name) and value is not None}
     if "size" in given:
         given["size"] = tuple(given["size"])
-    run(dataclasses.replace(FULL if options.full else DEFAULT, **given), path, options.out)
+    config = SMALL if options.small else FULL if options.full else DEFAULT
+    run(dataclasses.replace(config, **given), path, options.out)
 
 
 if __name__ == "__main__":

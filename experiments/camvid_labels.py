@@ -40,6 +40,7 @@ import numpy as np
 
 from experiments.data import data_file
 from experiments.runtime import start
+from experiments.tiny import HELP, NET
 
 VOID = 11
 
@@ -57,6 +58,7 @@ class Config:
 
 DEFAULT = Config()
 FULL = Config((288, 384))
+SMALL = Config((36, 48), epochs=1)
 
 
 class Frames(NamedTuple):
@@ -124,8 +126,8 @@ def baselines(data, test, beta: float = 2.0) -> dict:
     return {"frequencies": report(thresholds), "most frequent": report(0.5)}
 
 
-def run(config: Config, path: Path, seeds: int, out: Path, arch: str = "efficientnet_lite0", pretrained: bool = True):
-    """Train with every seed; gives what is also written to `out`/result.json."""
+def run(config: Config, path: Path, seeds: int, out: Path, arch: str = "efficientnet_lite0", **net):
+    """Train with every seed; gives what is also written to `out`/result.json. `net`: options of `vision.learner`."""
     import jax
 
     from jaxfast import vision
@@ -138,11 +140,11 @@ def run(config: Config, path: Path, seeds: int, out: Path, arch: str = "efficien
         learn = vision.learner(
             data,
             arch,
-            pretrained=pretrained,
             metrics=["accuracy_multi", "f2"],
             train_norm=False,
             seed=seed,
             quiet=True,
+            **net,
         )
         learn.freeze()
         learn.fit_one_cycle(config.epochs, config.lr)
@@ -188,13 +190,15 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m experiments.camvid_labels", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--full", action="store_true", help=f"the long run for a GPU: {FULL}")
+    parser.add_argument("--small", action="store_true", help=HELP)
     parser.add_argument("--seeds", type=int, default=1, help="runs to average over (%(default)s)")
     parser.add_argument("--data", help="folder that holds camvid.zip")
     parser.add_argument("--out", type=Path, default=Path("runs/camvid_labels"), help="folder for results (%(default)s)")
     options = parser.parse_args(arguments)
     path = data_file("camvid.zip", options.data)
     start()
-    result = run(FULL if options.full else DEFAULT, path, options.seeds, options.out)
+    config = SMALL if options.small else FULL if options.full else DEFAULT
+    result = run(config, path, options.seeds, options.out, **(NET if options.small else {}))
     print(json.dumps({name: result[name] for name in ("searched", "one half", "frequencies", "most frequent")}))
 
 

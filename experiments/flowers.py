@@ -29,6 +29,7 @@ import numpy as np
 
 from experiments.data import data_file
 from experiments.runtime import start
+from experiments.tiny import HELP, NET
 
 WAYS = ("full size", "progressive")
 
@@ -49,6 +50,7 @@ class Config:
 
 DEFAULT = Config()
 FULL = Config(128, 192)
+SMALL = Config(32, 48, epochs=1, small_epochs=1, last=1, batch_size=16)
 
 
 def photographs(path: Path) -> tuple[list[tuple[bytes, str]], list[str]]:
@@ -59,12 +61,12 @@ def photographs(path: Path) -> tuple[list[tuple[bytes, str]], list[str]]:
     return items, sorted({label for _, label in items})
 
 
-def learner(config: Config, items, size: int, seed: int, arch: str = "efficientnet_lite0", pretrained: bool = True):
-    """A learner for the photographs at one size."""
+def learner(config: Config, items, size: int, seed: int, arch: str = "efficientnet_lite0", **net):
+    """A learner for the photographs at one size; `net` are options of `vision.learner`."""
     from jaxfast import vision
 
     data = vision.from_source(items, valid=0.2, seed=seed, size=size, batch_size=config.batch_size)
-    return vision.learner(data, arch, pretrained=pretrained, seed=seed, quiet=True)
+    return vision.learner(data, arch, seed=seed, quiet=True, **net)
 
 
 def train(config: Config, way: str, learn) -> dict:
@@ -107,11 +109,15 @@ def train(config: Config, way: str, learn) -> dict:
     }
 
 
-def run(config: Config, path: Path, seeds: int, out: Path, **options) -> dict:
-    """Train both ways with every seed, draw, and give what is also written to `out`/result.json."""
+def run(config: Config, path: Path, seeds: int, out: Path, every: int = 1, **options) -> dict:
+    """Train both ways with every seed, draw, and give what is also written to `out`/result.json.
+
+    `every`: take one of this many photographs.
+    """
     import jax
 
     items, classes = photographs(path)
+    items = items[::every]
     runs: dict[str, list] = {way: [] for way in WAYS}
     for seed in range(seeds):
         for way in WAYS:
@@ -167,13 +173,15 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m experiments.flowers", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--full", action="store_true", help=f"the long run for a GPU: {FULL}")
+    parser.add_argument("--small", action="store_true", help=HELP)
     parser.add_argument("--seeds", type=int, default=2, help="runs of each way to average over (%(default)s)")
     parser.add_argument("--data", help="folder that holds flowers.zip")
     parser.add_argument("--out", type=Path, default=Path("runs/flowers"), help="folder for results (%(default)s)")
     options = parser.parse_args(arguments)
     path = data_file("flowers.zip", options.data)
     start()
-    result = run(FULL if options.full else DEFAULT, path, options.seeds, options.out)
+    config = SMALL if options.small else FULL if options.full else DEFAULT
+    result = run(config, path, options.seeds, options.out, **({"every": 60} | NET if options.small else {}))
     shown = ("accuracy", "flops", "share_of_compute", "cpu_seconds", "seconds")
     print(json.dumps({name: result[name] for name in shown}))
 

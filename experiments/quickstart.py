@@ -22,6 +22,7 @@ import numpy as np
 
 from experiments.report import write_report
 from experiments.runtime import start
+from experiments.tiny import HELP, NET
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,24 +39,29 @@ class Config:
 
 DEFAULT = {"size": 112, "epochs": 8, "batch_size": 32, "lr_mult": 4.0}
 FULL = {"size": 224, "epochs": 20, "batch_size": 64, "lr_mult": 4.0}
+SMALL = {"size": 32, "epochs": 1, "batch_size": 16, "lr_mult": 4.0}
 
 
-def cells():
-    """(paths, labels, classes): one photograph each, with 1 for a defective cell."""
+def cells(every: int = 1):
+    """(paths, labels, classes): one photograph each, with 1 for a defective cell; one of `every`."""
     import importlib.util
 
     spec = importlib.util.find_spec("elpv_dataset")
     if spec is None:
         raise ImportError("the quickstart needs its data: pip install 'jaxfast[demo]' (or pip install elpv-dataset)")
     folder = Path(spec.submodule_search_locations[0], "data")
-    rows = [line.split() for line in (folder / "labels.csv").read_text().splitlines()]
+    rows = [line.split() for line in (folder / "labels.csv").read_text().splitlines()][::every]
     paths = [folder / row[0] for row in rows]
     labels = np.array([float(row[1]) >= 0.5 for row in rows], np.int64)
     return paths, labels, ("functional", "defective")
 
 
-def run(config: Config, out: Path, quiet: bool = False) -> dict:
-    """Train, evaluate, draw; gives the result that is also written to `out`/result.json."""
+def run(config: Config, out: Path, quiet: bool = False, every: int = 1, **net) -> dict:
+    """Train, evaluate, draw; gives the result that is also written to `out`/result.json.
+
+    `every`: take one of this many photographs. `net`: options of `vision.learner`, in place of an EfficientNet-Lite0
+    with ImageNet weights.
+    """
     import jax
 
     from jaxfast import vision
@@ -65,7 +71,8 @@ def run(config: Config, out: Path, quiet: bool = False) -> dict:
     out.mkdir(parents=True, exist_ok=True)
     say = (lambda *text: None) if quiet else (lambda *text: print(*text, flush=True))
 
-    paths, labels, classes = cells()
+    paths, labels, classes = cells(every)
+    net = net or {"arch": "efficientnet_lite0", "pretrained": True}
     data = vision.from_source(
         list(zip(paths, labels, strict=True)),
         classes=classes,
@@ -79,8 +86,7 @@ def run(config: Config, out: Path, quiet: bool = False) -> dict:
     say(data)
     learn = vision.learner(
         data,
-        "efficientnet_lite0",
-        pretrained=True,
+        **net,
         metrics=["accuracy", "balanced_accuracy"],
         seed=config.seed,
         quiet=quiet,
@@ -114,7 +120,7 @@ def run(config: Config, out: Path, quiet: bool = False) -> dict:
         figure.savefig(out / f"{name}.png")
 
     learn.save(out / "learner")
-    reloaded = vision.learner(data, "efficientnet_lite0", pretrained=False, quiet=True)
+    reloaded = vision.learner(data, **net | {"pretrained": False}, quiet=True)
     reloaded.load(out / "learner")
     item = data.valid.path(0)
     prediction = reloaded.predict(item)
@@ -144,6 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder for results (%(default)s)")
     parser.add_argument("--full", action="store_true", help=f"the long run for an accelerator: {FULL}")
+    parser.add_argument("--small", action="store_true", help=HELP)
     parser.add_argument("--size", type=int, help=f"side of the photographs in pixels (default {DEFAULT['size']})")
     parser.add_argument("--epochs", type=int, help=f"epochs after the frozen one (default {DEFAULT['epochs']})")
     parser.add_argument("--batch-size", type=int, help=f"photographs per step (default {DEFAULT['batch_size']})")
@@ -161,9 +168,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     start(options.cache)
-    settings = dict(FULL if options.full else DEFAULT)
+    settings = dict(SMALL if options.small else FULL if options.full else DEFAULT)
     settings |= {name: getattr(options, name) for name in settings if getattr(options, name) is not None}
-    run(Config(**settings, seed=options.seed, lr=options.lr), options.out)
+    config = Config(**settings, seed=options.seed, lr=options.lr)
+    run(config, options.out, **({"every": 40} | NET if options.small else {}))
 
 
 if __name__ == "__main__":

@@ -70,9 +70,9 @@ def test_the_ratio_is_the_median_of_the_rounds_against_the_fastest_variant():
         "jaxfast": [run(1.0), run(2.0, 7), run(4.0)],
         "slow": [run(9.0), run(9.0), run(9.0)],
         "quick": [run(2.0), run(3.0), run(4.0, 5)],
-        "machine": [{"peak": {"fp32": 16.0}}, {"peak": {"fp32": 8.0}}, {"peak": {"fp32": 8.0}}],
     }
-    found = row(seen, clock="cpu", unit="images", precision="fp32")
+    limits = [{"peak": {"fp32": 16.0}}, {"peak": {"fp32": 8.0}}, {"peak": {"fp32": 8.0}}]
+    found = row(seen, limits, clock="cpu", workload=Workload("w", busy, unit="images"))
     ratios = 2.0, 1.5, 1.0
     assert found["variant"] == "quick"
     assert (found["ratio"], found["ratio_min"], found["ratio_max"]) == (1.5, *sorted(ratios)[::2])
@@ -86,15 +86,25 @@ def test_the_ratio_is_the_median_of_the_rounds_against_the_fastest_variant():
 
 def test_without_a_unit_the_row_has_seconds_and_by_the_wall_on_an_accelerator():
     run = lambda wall: {"cpu": 100.0, "wall": wall, "work": 1.0, "memory": 1, "bytes": 6.0}
-    seen = {"jaxfast": [run(2.0)], "theirs": [run(3.0)], "machine": [{"peak": {"copy": 12.0}}]}
-    found = row(seen, clock="wall", unit="", precision="bf16")
+    seen, limits = {"jaxfast": [run(2.0)], "theirs": [run(3.0)]}, [{"peak": {"copy": 11.0}}, {"peak": {"copy": 13.0}}]
+    found = row(seen, limits, clock="wall", workload=Workload("w", busy, precision="bf16"))
     assert (found["ours"], found["theirs"], found["unit"], found["ratio"]) == (2.0, 3.0, "s", 1.5)
     assert found["share_of_bandwidth"] == 0.25 and found["share_of_peak"] is None
+    assert found["peaks"] == [{"copy": 11.0}, {"copy": 13.0}]
+
+
+@pytest.mark.parametrize("needs, limit", [((4.0, 1.0), 2.5), ((4.0, 10.0), 0.4)])
+def test_the_limit_is_the_larger_time_of_arithmetic_and_copying(needs, limit):
+    # 10 operations and 4 bytes a second, on average before and after
+    limits = [{"peak": {"bf16": 8.0, "copy": 3.0}}, {"peak": {"bf16": 12.0, "copy": 5.0}}]
+    seen = {"jaxfast": [{"cpu": 9.0, "wall": 2.0, "work": 1.0, "memory": 1}] * 3}
+    found = row(seen, limits, clock="wall", workload=Workload("w", busy, unit="images", precision="bf16", needs=needs))
+    assert found["limit"] == pytest.approx(limit) and found["share_of_limit"] == pytest.approx(0.5 / limit)
 
 
 def test_a_row_without_another_side_has_no_ratio():
     run = {"cpu": 1.0, "wall": 1.0, "work": 1.0, "memory": 1}
-    found = row({"jaxfast": [run], "machine": [{"peak": {}}]}, clock="cpu", unit="", precision="fp32")
+    found = row({"jaxfast": [run]}, [{"peak": {}}], clock="cpu", workload=Workload("w", busy))
     assert found["ratio"] is None and found["ours"] == 1.0
 
 
@@ -123,6 +133,40 @@ def test_both_sides_run_in_processes_in_turns(alone):
     assert 1.5 < found["ratio"] < 6  # three times the CPU time, whatever the machine does meanwhile
     assert found["variants"].keys() == {"slower", "even"}
     assert found["memory"] > 2**20 and found["share_of_peak"] > 0
+
+
+def opened(folder, label, seconds, log):
+    """Notes when it is opened, with which flags, and when it runs."""
+
+    def note(what):
+        with open(log, "a") as file:
+            print(label, what, file=file)
+
+    note(f"opens {os.environ['XLA_FLAGS']} {os.environ['XLA_PYTHON_CLIENT_MEM_FRACTION']}")
+
+    def run():
+        note("runs")
+        time.sleep(seconds)
+        return [1.0]
+
+    return Side(run, 6.0)
+
+
+def test_on_an_accelerator_sides_open_alone_and_the_fastest_of_theirs_takes_part(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--one")
+    side = lambda label, seconds: partial(opened, label=label, seconds=seconds, log=str(tmp_path / "log"))
+    variants = {"slow": side("slow", 0.3), "quick": side("quick", 0.05)}
+    workload = Workload("w", side("ours", 0.1), variants, unit="images", variables={"XLA_FLAGS": "--two"})
+    with Process("machine", machine, {}, tmp_path, core=None) as process:
+        found = measure("fake", workload, process.open(), rounds=2, core=None)
+    assert found["variant"] == "quick" and found["variants"].keys() == {"slow", "quick"}
+    assert found["rounds"] == 2 and len(found["peaks"]) == 2 and "compile_cached_s" not in found
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert lines[:8] == [
+        "ours opens --one --two 0.3", "ours runs", "slow opens --one 0.3", "slow runs", "slow runs",
+        "quick opens --one 0.3", "quick runs", "quick runs",
+    ]  # fmt: skip
+    assert sorted(lines[8:]) == ["ours runs"] * 3 + ["quick runs"] * 3  # each warmed by a run before the first round
 
 
 def test_unequal_losses_are_refused_with_both_numbers(alone):
@@ -268,14 +312,17 @@ def test_rows_are_named_by_patterns():
         "tabular_b64", "tabular_b1024", "collab_b64", "lr_find", "lstm", "lstm_b64", "resnet18", "resnet50", "lite0",
         "gradcam", "fastai_adult", "fastai_movielens", "input",
     } <= {name for name, workload in known.items() if workload.device == "cpu"}  # fmt: skip
-    assert {"resnet50_224", "lstm_cudnn", "unet", "tabular_scan", "collab_scan", "cifar10", "augment", "sweep"} == {
-        name for name, workload in known.items() if workload.device == "gpu"
-    } - {"lstm_bf16"}
+    assert {
+        "resnet50_224", "lstm_cudnn", "lstm_bf16", "unet", "tabular_scan", "collab_scan", "augment", "sweep",
+        "lite0_224", "lr_find_gpu", "first_step_gpu",
+    } <= {name for name, workload in known.items() if workload.device == "gpu"}  # fmt: skip
 
 
 def test_what_is_missing_is_said():
     assert "flax_of_the_fields is not installed" in Workload("w", busy, packages=("flax_of_the_fields",)).lacks()
     assert "nothing.zip is not in" in Workload("w", busy, files=("nothing.zip",), packages=()).lacks()
+    theirs = Workload("w", busy, {"other": busy}, their_packages=("flax_of_the_fields",))
+    assert "flax_of_the_fields is not installed" in theirs.lacks() and theirs.lacks(alone=True) is None
     environment = Workload("w", busy, packages=(), python=("JAXFAST_NO_SUCH_PYTHON", "make one"))
     assert environment.lacks() == "JAXFAST_NO_SUCH_PYTHON is not set: make one"
 

@@ -26,14 +26,14 @@ from pathlib import Path
 from experiments.benchmarks import report
 from experiments.benchmarks.harness import Unequal, Workload, load, measure
 from experiments.benchmarks.machine import limits, now
-from experiments.benchmarks.process import ROOT, Process, SideError
+from experiments.benchmarks.process import ROOT, WITHOUT_POOL, Process, SideError
 
 
 def workloads() -> dict[str, Workload]:
     """All rows by name."""
     names = (
         "tabular", "collab", "lstm", "resnet", "lite", "gradcam", "fastai", "input", "first_contact",
-        "unet", "augment", "sweep", "cifar10",
+        "unet", "augment", "sweep",
     )  # fmt: skip
     modules = [importlib.import_module(f"experiments.benchmarks.{name}") for name in names]
     return {name: workload for module in modules for name, workload in module.WORKLOADS.items()}
@@ -54,14 +54,21 @@ def has_gpu() -> bool:
 
 
 def run(
-    rows: dict[str, Workload], *, gpu: bool, rounds: int, small: bool, keep: Callable[[dict], None] = lambda _: None
+    rows: dict[str, Workload],
+    *,
+    gpu: bool,
+    rounds: int,
+    small: bool,
+    variants: int | None = None,
+    keep: Callable[[dict], None] = lambda _: None,
 ) -> dict:
     """The results of all rows that can be measured here, as they are stored. Every row is printed when it is there, and
     `keep` gets the results so far, before the first one, too."""
     core = None if gpu else max(os.sched_getaffinity(0))
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        with Process("machine", limits, {"small": small}, Path(folder), core=core) as machine:
+        options = {} if core is not None else {"variables": WITHOUT_POOL}
+        with Process("machine", limits, {"small": small}, Path(folder), core=core, **options) as machine:
             about = machine.open().run()
 
             def results() -> dict:
@@ -74,11 +81,12 @@ def run(
             for name, workload in rows.items():
                 here = "gpu" if gpu else "cpu"
                 other = None if small or workload.device == here else f"it is measured on a {workload.device.upper()}"
-                if skipped := other or workload.lacks():
+                if skipped := other or workload.lacks(alone=variants == 0):
                     found.append({"name": name, "skipped": skipped})
                 else:
                     try:
-                        found.append(measure(name, workload, machine, rounds=rounds, small=small, core=core))
+                        shared = {"rounds": rounds, "variants": variants, "small": small, "core": core}
+                        found.append(measure(name, workload, machine, **shared))
                     except (SideError, Unequal) as error:
                         found.append({"name": name, "error": str(error)})
                 print(report.line(found[-1]), flush=True)
@@ -99,7 +107,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--readme", action="store_true", help="fill README's table from the stored rows, measure nothing"
     )
-    parser.add_argument("--rounds", type=int, default=7, help="how often the sides take turns (%(default)s)")
+    parser.add_argument("--rounds", type=int, help="how often the sides take turns (7, on a GPU 3)")
+    parser.add_argument("--variants", type=int, metavar="N", help="try the first N of theirs only, 0: ours alone (all)")
     parser.add_argument("--gpu", action="store_true", help="fail where there is no GPU")
     parser.add_argument("--small", action="store_true", help="tiny sizes of all rows on any device: does it work?")
     options = parser.parse_args(arguments)
@@ -109,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
         rows = chosen(options.names, known)
     except ValueError as error:
         parser.error(str(error))
-    if options.rounds < 1:
+    if options.rounds is not None and options.rounds < 1:
         parser.error(f"--rounds {options.rounds}: give at least 1")
     if options.readme:
         titles = {name: workload.title for name, workload in known.items()}
@@ -136,7 +145,8 @@ def main(arguments: list[str] | None = None) -> int:
             except ValueError as error:
                 parser.error(str(error))
 
-    results = run(rows, gpu=gpu, rounds=options.rounds, small=options.small, keep=keep)
+    rounds = options.rounds or (3 if gpu else 7)
+    results = run(rows, gpu=gpu, rounds=rounds, small=options.small, variants=options.variants, keep=keep)
     status = int(any("error" in row for row in results["rows"]))
     if options.check:
         sentences = [sentence for before in alike(results) for sentence in report.fallen(results["rows"], before)]

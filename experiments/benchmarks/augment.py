@@ -36,6 +36,6 @@ WORKLOADS = {
         device="gpu",
         precision="bf16",
         tolerance=None,
-        packages=(),
+        their_packages=(),
     ),
 }

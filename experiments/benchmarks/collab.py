@@ -122,10 +122,18 @@ def their_search(folder: str, rates: int, rows: int | None = None) -> Side:
     return Side(search)
 
 
-def workload(title: str, variants: dict, device: str) -> Workload:
+def workload(title: str, variants: dict, device: str, **options) -> Workload:
     return Workload(
         title, ours, variants, {"epochs": COURSE.epochs}, {"epochs": 1, "rows": 2000},
-        device=device, files=(FILE,), packages=("torch", "pandas"),
+        device=device, files=(FILE,), packages=("pandas",), **options,
+    )  # fmt: skip
+
+
+def search(device: str) -> Workload:
+    return Workload(
+        f"MovieLens, a search of the learning rate, 100 steps{' on a GPU' * (device == 'gpu')}", our_search,
+        {"torch": their_search}, {"rates": 100}, {"rates": 20, "rows": 2000},
+        device=device, files=(FILE,), packages=("pandas",),
     )  # fmt: skip
 
 
@@ -133,15 +141,8 @@ WORKLOADS = {
     "collab_b64": workload(
         "MovieLens, 5 epochs, batch 64", {"torch": theirs, "torch.compile": partial(theirs, compiled="default")}, "cpu"
     ),
-    "lr_find": Workload(
-        "MovieLens, a search of the learning rate, 100 steps",
-        our_search,
-        {"torch": their_search},
-        {"rates": 100},
-        {"rates": 20, "rows": 2000},
-        files=(FILE,),
-        packages=("torch", "pandas"),
-    ),
+    "lr_find": search("cpu"),
+    "lr_find_gpu": search("gpu"),
     "collab_scan": workload(
         "MovieLens, 5 epochs, batch 64 on a GPU",
         {
@@ -151,4 +152,8 @@ WORKLOADS = {
         },
         "gpu",
     ),
+    **{
+        f"collab_{name}": workload(f"MovieLens, 5 epochs, batch 64 on a GPU, {what}", {}, "gpu", variables=flags)
+        for name, (what, flags) in fits.GRAPHS.items()
+    },
 }

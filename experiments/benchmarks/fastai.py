@@ -116,7 +116,7 @@ def their_search(folder: str, rates: int, rows: int | None = None) -> Side:
 
 
 HOW = "make an environment of its own as `experiments/benchmarks/fastai.py` says, and set it to that Python"
-COMMON = {"packages": ("pandas",), "python": ("JAXFAST_FASTAI_PYTHON", HOW), "rounds": 2}
+COMMON = {"packages": ("pandas",), "their_packages": (), "python": ("JAXFAST_FASTAI_PYTHON", HOW), "rounds": 2}
 WORKLOADS = {
     "fastai_adult": Workload(
         "Adult, 3 epochs, batch 64, beside fastai", our_adult, {"fastai": their_adult}, {"epochs": 3},

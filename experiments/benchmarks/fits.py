@@ -14,6 +14,17 @@ from experiments.benchmarks.side import Side
 
 VALID = 4096
 """Rows of a validation batch."""
+GRAPHS = {
+    "graph": (
+        "its loop in a CUDA graph",
+        {"XLA_FLAGS": "--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL"},
+    ),
+    "no_graph": (
+        "its loop not in a CUDA graph",
+        {"XLA_FLAGS": "--xla_gpu_enable_command_buffer=-WHILE,-CONDITIONAL"},
+    ),
+}
+"""Our side with XLA's while loops as commands of a CUDA graph and without, {name: (title, environment)}."""
 
 
 def ours(folder: str, learn, epochs: int, lr: float, **weights: np.ndarray) -> Side:

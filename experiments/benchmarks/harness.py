@@ -1,10 +1,12 @@
 """Two sides of a workload in turns, and the row of the report that comes of it.
 
 Each side is a process of its own, pinned to one core on CPU. Ours opens first and leaves the weights in a folder; each
-variant of theirs takes them from there, and its first numbers must be ours. Then they run in turns, each warmed by a
-run before, every round with the machine's limits beside it. The ratio is the median of the rounds' ratios, against the
-fastest variant; `ratio_low` and `ratio_high` are its quartiles. On CPU the time is the CPU time of the process, wall
-time stands beside it; on an accelerator it is the wall time until the result is there.
+variant of theirs takes them from there, and its first numbers must be ours. A side is opened and run for the first time
+while the others wait: XLA and cuDNN choose kernels by timing them. Then they run in turns, each warmed by a run before,
+every round with the machine's limits beside it. The ratio is the median of the rounds' ratios, against the fastest
+variant; `ratio_low` and `ratio_high` are its quartiles. On CPU the time is the CPU time of the process, wall time
+stands beside it; on an accelerator it is the wall time until the result is there, of their variants only the fastest by
+a single run takes part in the rounds, and the limits are measured before and after them.
 """
 
 import contextlib
@@ -31,12 +33,22 @@ the memory of who idles while the others run, and giving it again can take longe
 class Workload:
     """Something that both sides do.
 
-    `ours` and each of `theirs` (by what the row calls the variant) give a `Side`, from the arguments `sizes`, or
-    `small` where it need only be shown that it works, and `folder`, which they share. `unit`: of the work, "" where a
-    run is timed as a whole. `device`: "cpu" or "gpu". `precision`: "fp32" or "bf16", whose
-    peak the row is a share of. `tolerance`: how far the sides' first numbers may be apart, relatively, and None where
-    they are not the same. `rounds`: at most so many. `files`, `packages`: what it needs of `experiments.data`, and
-    of Python. `python`: an environment variable that names theirs, and how to make one.
+    Args:
+        ours: gives a `Side`, from the arguments `sizes` (or `small`) and `folder`, which both sides share.
+        theirs: the same for each variant, by what the row calls it.
+        sizes: arguments of both sides.
+        small: those where it need only be shown that the row works.
+        unit: of the work; "" where a run is timed as a whole.
+        device: "cpu" or "gpu".
+        precision: "fp32" or "bf16": the row is a share of its peak.
+        tolerance: how far the sides' first numbers may be apart, relatively; None where they are not the same.
+        rounds: at most this many.
+        needs: the operations and the bytes that a unit takes at least, where arithmetic says so: the row's limit.
+        variables: of our side's environment.
+        files: what it needs of `experiments.data`.
+        packages: what both sides need of Python.
+        their_packages: what theirs need.
+        python: an environment variable that names their Python, and how to make it.
     """
 
     title: str
@@ -49,18 +61,21 @@ class Workload:
     precision: str = "fp32"
     tolerance: float | None = 1e-3
     rounds: int = 100
+    needs: tuple[float, float] | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
     files: Sequence[str] = ()
-    packages: Sequence[str] = ("torch",)
+    packages: Sequence[str] = ()
+    their_packages: Sequence[str] = ("torch",)
     python: tuple[str, str] | None = None
 
-    def lacks(self) -> str | None:
-        """Why it cannot be measured here."""
+    def lacks(self, alone: bool = False) -> str | None:
+        """Why it cannot be measured here; `alone`: our side without theirs."""
         for name in self.files:
             try:
                 data_file(name)
             except FileNotFoundError as error:
                 return str(error)
-        for name in self.packages:
+        for name in (*self.packages, *(() if alone or not self.theirs else self.their_packages)):
             if importlib.util.find_spec(name) is None:
                 return f"{name} is not installed: pip install {name}"
         if self.python and self.python[0] not in os.environ:
@@ -82,57 +97,70 @@ def check_equal(name: str, ours: Sequence[float], label: str, theirs: Sequence[f
 
 
 def measure(
-    name: str, workload: Workload, machine: Process, *, rounds: int, small: bool = False, core: int | None = None
+    name: str,
+    workload: Workload,
+    machine: Process,
+    *,
+    rounds: int,
+    variants: int | None = None,
+    small: bool = False,
+    core: int | None = None,
 ) -> dict:
-    """The row of a workload. SideError, Unequal."""
+    """The row of a workload. `core`: that of both sides on CPU, None on an accelerator. `variants`: how many of theirs
+    are tried (None: all). Raises SideError if a side fails, Unequal if the sides do not compute the same."""
     arguments = dict(workload.small if small else workload.sizes)
+    clock = "cpu" if core is not None else "wall"
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         python = os.environ[workload.python[0]] if workload.python else None
 
-        def begin(label: str, function: Callable, **options) -> Process:
+        def begin(label: str, function: Callable, **options) -> tuple[Process, dict]:
+            """A side that is open and has run once, alone, so that what it times to choose a kernel is undisturbed."""
             process = Process(label, function, {"folder": str(folder)} | arguments, folder, core=core, **options)
             stack.enter_context(process)
-            process.open().tell()
-            return process
+            return process, process.open().run()
 
-        sides, firsts = {OURS: begin(OURS, workload.ours)}, {}
+        sides, firsts, alone = {}, {}, {}
         failed: dict[str, str] = {}
-
-        def hear(label: str) -> None:
-            firsts[label] = sides[label].hear()
-
-        if core is not None:  # else the sides compile at the same time
-            hear(OURS)
-        for label, function in workload.theirs.items():
+        sides[OURS], firsts[OURS] = begin(OURS, workload.ours, variables=workload.variables)
+        for label, function in list(workload.theirs.items())[:variants]:
             with _noted(failed, label):
-                sides[label] = begin(label, function, python=python)
-                if core is not None:
-                    hear(label)
-        for label in [label for label in sides if label not in firsts and label not in failed]:
-            with _noted(failed, label):
-                hear(label)
-        if OURS in failed or failed.keys() == workload.theirs.keys() != set():
+                sides[label], firsts[label] = begin(label, function, python=python)
+                if workload.tolerance is not None:
+                    check_equal(name, firsts[OURS]["values"], label, firsts[label]["values"], workload.tolerance)
+                if core is None:
+                    alone[label] = sides[label].run()
+                    _keep_the_fastest(sides, alone)
+        if failed and len(sides) == 1:
             raise SideError("; ".join(failed.values()))
-        sides = {label: side for label, side in sides.items() if label not in failed}
-        for label in firsts.keys() - {OURS}:
-            if workload.tolerance is not None:
-                check_equal(name, firsts[OURS]["values"], label, firsts[label]["values"], workload.tolerance)
-        cached = begin("cached", workload.ours)
-        again = cached.hear()
-        cached.close()
-        sides["machine"] = machine
-        seen = {label: [] for label in sides}
+        again = None
+        if core is not None and not small:
+            cached, again = begin("cached", workload.ours, variables=workload.variables)
+            cached.close()
+        seen, limits = {label: [] for label in sides}, []
+        if core is None:
+            limits.append(machine.run())
         for i in range(min(rounds, workload.rounds)):
             for label in list(sides)[:: 1 if i % 2 == 0 else -1]:
                 if i == 0 or core is not None and seen[label][-1]["wall"] < REWARMED:
                     sides[label].run()
                 seen[label].append(sides[label].run())
-    clock = "cpu" if core is not None else "wall"
-    found = row(seen, clock=clock, unit=workload.unit, precision=workload.precision)
+            if core is not None:
+                limits.append(machine.run())
+        if core is None:
+            limits.append(machine.run())
+    found = row(seen, limits, clock=clock, workload=workload)
+    found["variants"] = {label: speed([run], clock, workload.unit) for label, run in alone.items()} | found["variants"]
     found |= waits(firsts, again, seen, found["variant"], clock)
     found["values"] = firsts[OURS]["values"]
     return {"name": name, **found, **({"failed": failed} if failed else {}), "date": now(), "load": load()}
+
+
+def _keep_the_fastest(sides: dict[str, Process], alone: Mapping[str, dict]) -> None:
+    """End the slower ones of theirs by a run of each: an accelerator's memory does not hold them all."""
+    there = [label for label in sides if label != OURS]
+    for label in sorted(there, key=lambda label: alone[label]["wall"] / alone[label]["work"])[1:]:
+        sides.pop(label).close()
 
 
 @contextlib.contextmanager
@@ -144,21 +172,26 @@ def _noted(failed: dict[str, str], label: str):
         failed[label] = str(error)
 
 
-def row(seen: Mapping[str, Sequence[dict]], *, clock: str, unit: str, precision: str) -> dict:
-    """What the runs of all rounds come to. `seen`: of ours, of each variant of theirs, and of "machine"."""
-    theirs = {label: runs for label, runs in seen.items() if label not in (OURS, "machine")}
-    ours, limits = seen[OURS], seen["machine"]
+def speed(runs: Sequence[dict], clock: str, unit: str) -> float:
+    """The median of the runs' units a second; where a run is timed as a whole (`unit` ""), its seconds."""
+    return statistics.median(run["work"] / run[clock] if unit else run[clock] for run in runs)
+
+
+def row(seen: Mapping[str, Sequence[dict]], limits: Sequence[dict], *, clock: str, workload: Workload) -> dict:
+    """What the runs of all rounds come to. `seen`: those of ours, and of each variant of theirs; `limits`: the
+    machine's, of every round, or before and after them."""
+    theirs = {label: runs for label, runs in seen.items() if label != OURS}
+    ours, unit = seen[OURS], workload.unit
     speeds = lambda runs, clock=clock: [run["work"] / run[clock] for run in runs]
-    shown = lambda runs: statistics.median(speeds(runs) if unit else [run[clock] for run in runs])
     best = max(theirs, key=lambda label: statistics.median(speeds(theirs[label])), default=None)
     seconds = "CPU s" if clock == "cpu" else "s"
     found = {
         "ratio": None,
-        "ours": shown(ours),
+        "ours": speed(ours, clock, unit),
         "theirs": None,
         "unit": f"{unit}/{seconds}" if unit else seconds,
         "variant": best,
-        "variants": {label: shown(runs) for label, runs in theirs.items()},
+        "variants": {label: speed(runs, clock, unit) for label, runs in theirs.items()},
         "rounds": len(ours),
         "share_of_peak": None,
         "memory": max(run["memory"] for run in ours),
@@ -173,38 +206,56 @@ def row(seen: Mapping[str, Sequence[dict]], *, clock: str, unit: str, precision:
             "ratio_high": quartile(ratios, 0.75),
             "ratio_min": min(ratios),
             "ratio_max": max(ratios),
-            # where a run goes on behind its end, its wall time is not that of its work
+            # where a run continues behind its end, its wall time is not that of its work
             "ratio_wall": None if any(run.get("ahead") for run in ours) else statistics.median(wall),
-            "theirs": shown(theirs[best]),
+            "theirs": speed(theirs[best], clock, unit),
             "memory_theirs": max(run["memory"] for run in theirs[best]),
             "wall_theirs_s": statistics.median(run["wall"] for run in theirs[best]),
         }
         found |= {"versions": theirs[best][0]["versions"]} if "versions" in theirs[best][0] else {}
+    return found | _shares(ours, theirs.get(best), limits, clock, workload)
+
+
+def _shares(
+    ours: Sequence[dict], theirs: Sequence[dict] | None, limits: Sequence[dict], clock: str, workload: Workload
+) -> dict:
+    """What the runs are of the machine's limits: of its products, of its copying, and of the workload's own limit."""
+    kinds = limits[0]["peak"]
+    if clock == "cpu":
+        peaks = {kind: [limit["peak"][kind] for limit in limits] for kind in kinds}
+    else:
+        peaks = {kind: [statistics.mean(limit["peak"][kind] for limit in limits)] * len(ours) for kind in kinds}
 
     def share(runs: Sequence[dict], amount: float, kind: str) -> float:
-        pairs = zip(runs, limits, strict=True)
-        return statistics.median(amount / run[clock] / limit["peak"][kind] for run, limit in pairs)
+        return statistics.median(amount / run[clock] / peak for run, peak in zip(runs, peaks[kind], strict=True))
 
+    found = {} if clock == "cpu" else {"peaks": [limit["peak"] for limit in limits]}
     # Operations are counted by one side and are the same for all of them; bytes are a side's own.
-    flops = next((runs[0]["flops"] for runs in (ours, *theirs.values()) if runs[0].get("flops")), None)
-    if flops and precision in limits[0]["peak"]:
-        found["share_of_peak"] = share(ours, flops, precision)
-        found |= {"share_of_peak_theirs": share(theirs[best], flops, precision)} if best else {}
+    flops = next((runs[0]["flops"] for runs in (ours, theirs or ()) if runs and runs[0].get("flops")), None)
+    if flops and workload.precision in kinds:
+        found["share_of_peak"] = share(ours, flops, workload.precision)
+        found |= {"share_of_peak_theirs": share(theirs, flops, workload.precision)} if theirs else {}
     if ours[0].get("bytes"):
         found["share_of_bandwidth"] = share(ours, ours[0]["bytes"], "copy")
+    if workload.needs and workload.precision in kinds:
+        flops, moved = workload.needs
+        median = statistics.median
+        found["limit"] = 1 / max(flops / median(peaks[workload.precision]), moved / median(peaks["copy"]))
+        found["share_of_limit"] = speed(ours, clock, workload.unit) / found["limit"]
     return found
 
 
-def waits(firsts: Mapping[str, dict], cached: dict, seen: Mapping, best: str | None, clock: str) -> dict:
+def waits(firsts: Mapping[str, dict], cached: dict | None, seen: Mapping, best: str | None, clock: str) -> dict:
     """What comes before the first result: compilation (the first run, less a warm one), and, of a whole process from
-    its start to the end of the first run, its CPU time, imports and reading of data counted."""
+    its start to the end of the first run, its CPU time, imports and reading of data counted. `cached`: the first run of
+    a process that finds the programs compiled, None where there was none."""
     compiling = lambda first, label: max(0.0, first[clock] - statistics.median(run[clock] for run in seen[label]))
     found = {
         "compile_cold_s": compiling(firsts[OURS], OURS),
-        "compile_cached_s": compiling(cached, OURS),
         "process_cold_s": firsts[OURS]["process"],
-        "process_cached_s": cached["process"],
     }
+    if cached is not None:
+        found |= {"compile_cached_s": compiling(cached, OURS), "process_cached_s": cached["process"]}
     if best is not None:
         found |= {"compile_theirs_s": compiling(firsts[best], best), "process_theirs_s": firsts[best]["process"]}
     return found

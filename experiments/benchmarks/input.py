@@ -170,6 +170,7 @@ def by_file(title: str, side: int | None, count: int, tolerance: float, **source
         title, our_files, {"Pillow": their_files}, {"side": side, "count": count, **source},
         {"side": side and 16, "count": 3, **source}, unit="images", tolerance=tolerance,
         files=("flowers.zip",) if source["source"] == "flowers" else (), packages=("skimage", "sklearn"),
+        their_packages=(),
     )  # fmt: skip
 
 
@@ -178,7 +179,7 @@ def by_batch(title: str, ours: Callable[..., Side], side: int, workers: int = 0)
     small = {"batches": 1, "count": 51, "side": 16}
     return Workload(
         title, ours, {"DataLoader": their_loader}, sizes | PHOTOGRAPH, sizes | PHOTOGRAPH | small, unit="images",
-        packages=("torch", "skimage", "sklearn"),
+        packages=("skimage", "sklearn"),
     )  # fmt: skip
 
 

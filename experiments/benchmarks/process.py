@@ -4,12 +4,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from experiments.benchmarks.side import address
 
 ROOT = Path(__file__).resolve().parents[2]
+FRACTION = 0.3
+"""Of an accelerator's memory, for each side: ours, the fastest variant so far and the one that is tried are there at
+the same time."""
+WITHOUT_POOL = {"XLA_PYTHON_CLIENT_ALLOCATOR": "platform", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"}
+"""For a process that gives an accelerator's memory back as soon as it does not need it."""
 
 
 class SideError(RuntimeError):
@@ -20,7 +25,8 @@ class Process:
     """A side in its own process. `open()` waits until it is open, `run()` is `tell()` and `hear()`.
 
     `core`: the one that it is pinned to, with one thread for whatever it computes; None for none. `folder`: what it
-    compiles and says goes there. SideError, with the side's own words, when it fails or dies.
+    compiles and says goes there. `variables`: of its environment, beside those of `environment`. Raises SideError, with
+    the side's own words, if it fails or dies.
     """
 
     def __init__(
@@ -32,6 +38,7 @@ class Process:
         *,
         core: int | None,
         python: str | None = None,
+        variables: Mapping[str, str] | None = None,
     ):
         self.label = label
         self._log = open(folder / f"{label.replace('/', '_')}.log", "w+", encoding="utf-8")
@@ -47,7 +54,7 @@ class Process:
             stderr=self._log,
             text=True,
             cwd=ROOT,
-            env=environment(folder, core),
+            env=environment(folder, core) | merged(variables or {}),
         )
 
     def open(self) -> "Process":
@@ -101,7 +108,8 @@ def environment(folder: Path, core: int | None) -> dict[str, str]:
     """What every side is started with, ours and theirs alike.
 
     Programs are compiled anew for each row: the caches of both lie in its folder. Memory comes in large pages
-    (`experiments.runtime`). An accelerator's memory is taken as it is needed, because the sides share it.
+    (`experiments.runtime`). An accelerator's memory is taken as it is needed, up to FRACTION of it, because the sides
+    share it.
     """
     given = os.environ.get("GLIBC_TUNABLES", "")
     tunable = "glibc.malloc.hugetlb=1"
@@ -118,5 +126,15 @@ def environment(folder: Path, core: int | None) -> dict[str, str]:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-        **(one_thread if core is not None else {}),
+        **(one_thread if core is not None else {"XLA_PYTHON_CLIENT_MEM_FRACTION": str(FRACTION)}),
     }
+
+
+def merged(variables: Mapping[str, str]) -> dict[str, str]:
+    """`variables`, whose XLA_FLAGS stand behind those that this process was given.
+
+    >>> merged({"A": "1"})
+    {'A': '1'}
+    """
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {variables.get('XLA_FLAGS', '')}".strip()
+    return {**variables, **({"XLA_FLAGS": flags} if "XLA_FLAGS" in variables else {})}

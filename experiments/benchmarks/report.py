@@ -91,7 +91,8 @@ def table(results: Mapping, titles: Mapping[str, str]) -> str:
             theirs = f"{number(row['theirs'])} ({row['variant']})"
             ratio = f"**{row['ratio']:.2f}** ({row['ratio_low']:.2f}–{row['ratio_high']:.2f})"
             memory += f", {size(row['memory_theirs'])}"
-        compiling = f"{row['compile_cold_s']:.1f} s, {row['compile_cached_s']:.1f} s"
+        compiling = f"{row['compile_cold_s']:.1f} s"
+        compiling += f", {row['compile_cached_s']:.1f} s" if "compile_cached_s" in row else ""
         cells = (
             f"{title} (`{row['name']}`)",
             f"{number(row['ours'])} {row['unit']}",

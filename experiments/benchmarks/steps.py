@@ -7,6 +7,7 @@ and the optimizer's update are compared, too.
 """
 
 import copy
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,12 @@ def ours(
     work: float,
     precision: str = "fp32",
     augment: Callable | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> tuple[Side, dict]:
-    """(a side of `steps` steps of `module` on `batch`, which are `work` units each; the first variables)."""
+    """(a side of `steps` steps of `module` on `batch`, which are `work` units each; the first variables).
+
+    `options`: of XLA's compiler, by name.
+    """
     import jax
 
     from jaxfast import optim, training
@@ -48,18 +53,15 @@ def ours(
     chunk = training.make_chunk(step, size, mesh, resident=False, capacity=steps)
     rows = training.hyper_rows(steps, [LR], MOMENTUM, WEIGHT_DECAY)
     rest = jax.device_put(dict(batch)), np.empty(0, np.int32), np.int32(0), np.int32(steps), rows, np.bool_(False)
-    held, counted = [state], {}
+    held = [state]
 
     def run() -> list[float]:
         if len(held) == 1:
-            held.append(chunk.lower(held[0], *rest).compile())
-            if jax.default_backend() != "cpu":
-                # of the program of one step, which the loop repeats
-                counted["bytes"] = steps * held[1].cost_analysis()["bytes accessed"]
+            held.append(chunk.lower(held[0], *rest).compile(dict(options or {}) or None))
         held[0], losses, *_ = held[1](held[0], *rest)
         return np.asarray(losses)[:2].tolist()
 
-    return Side(run, steps * work, counted, device_memory=jax_memory()), variables
+    return Side(run, steps * work, device_memory=jax_memory()), variables
 
 
 def jax_memory() -> Callable[[], int] | None:
@@ -71,7 +73,7 @@ def jax_memory() -> Callable[[], int] | None:
 
 
 def torch_device():
-    """The GPU, where torch may use TF32, or one thread of the CPU."""
+    """The GPU, where torch may use TF32 and as much memory as ours (`process.FRACTION`), or one thread of the CPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -79,6 +81,7 @@ def torch_device():
         return torch.device("cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
+    torch.cuda.set_per_process_memory_fraction(float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 1)))
     return torch.device("cuda")
 
 

@@ -50,5 +50,6 @@ WORKLOADS = {
         tolerance=0.02,
         files=(tabular.FILE,),
         packages=("pandas",),
+        their_packages=(),
     ),
 }

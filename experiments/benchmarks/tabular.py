@@ -94,21 +94,26 @@ ON_GPU = {
 }
 
 
-def workload(batch_size: int, device: str = "cpu") -> Workload:
+def workload(batch_size: int, variants: dict = VARIANTS, device: str = "cpu", title: str = "", **options) -> Workload:
     return Workload(
-        f"Adult, 3 epochs, batch {batch_size:,}{' on a GPU' * (device == 'gpu')}",
+        f"Adult, 3 epochs, batch {batch_size:,}{' on a GPU' * (device == 'gpu')}{title}",
         ours,
-        VARIANTS if device == "cpu" else ON_GPU,
+        variants,
         {"batch_size": batch_size, "epochs": 3},
         {"batch_size": 16, "epochs": 1, "rows": 500},
         device=device,
         files=(FILE,),
-        packages=("torch", "pandas"),
+        packages=("pandas",),
+        **options,
     )
 
 
 WORKLOADS = {
     "tabular_b64": workload(64),
     "tabular_b1024": workload(1024),
-    "tabular_scan": workload(64, "gpu"),
+    "tabular_scan": workload(64, ON_GPU, "gpu"),
+    **{
+        f"tabular_{name}": workload(64, {}, "gpu", f", {what}", variables=flags)
+        for name, (what, flags) in fits.GRAPHS.items()
+    },
 }

@@ -159,6 +159,6 @@ class EfficientNetLite(nn.Module):
         return self.features(x, train)["top"]
 
 
-efficientnet_lite0 = partial(EfficientNetLite, 1.0, 1.0)
-efficientnet_lite1 = partial(EfficientNetLite, 1.0, 1.1)
-efficientnet_lite2 = partial(EfficientNetLite, 1.1, 1.2)
+efficientnet_lite0 = partial(EfficientNetLite, width=1.0, depth=1.0)
+efficientnet_lite1 = partial(EfficientNetLite, width=1.0, depth=1.1)
+efficientnet_lite2 = partial(EfficientNetLite, width=1.1, depth=1.2)

@@ -144,8 +144,8 @@ class ResNet(nn.Module):
         return self.features(x, train)[self.block_names[-1]]
 
 
-resnet18 = partial(ResNet, (2, 2, 2, 2), BasicBlock)
-resnet34 = partial(ResNet, (3, 4, 6, 3), BasicBlock)
-resnet50 = partial(ResNet, (3, 4, 6, 3), Bottleneck)
-resnet101 = partial(ResNet, (3, 4, 23, 3), Bottleneck)
-resnet152 = partial(ResNet, (3, 8, 36, 3), Bottleneck)
+resnet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2), block=BasicBlock)
+resnet34 = partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BasicBlock)
+resnet50 = partial(ResNet, stage_sizes=(3, 4, 6, 3), block=Bottleneck)
+resnet101 = partial(ResNet, stage_sizes=(3, 4, 23, 3), block=Bottleneck)
+resnet152 = partial(ResNet, stage_sizes=(3, 8, 36, 3), block=Bottleneck)
