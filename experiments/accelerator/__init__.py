@@ -1,0 +1,1 @@
+"""The accelerator queue: what was never measured on a device is measured there, most valuable first."""
