@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,6 +60,52 @@ TINY = ulmfit.Config(
     max_length=64, batch_size=16, epochs=1, lr=1e-2, drop_mult=0.2, cycles=((1, -1, 2e-2, 2.6**4), (1, 0, 5e-3, 2.6)),
     random_lr=5e-3, classifier_drop_mult=0.2, labelled=48, seeds=1, bptt=32,
 )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "config", "folder", "stages"),
+    [
+        ([], ulmfit.DEFAULT, "runs/ulmfit", ("few",)),
+        (["--gpu"], ulmfit.GPU, "runs/ulmfit-gpu", ("all",)),
+        (["--full"], ulmfit.FULL, "runs/ulmfit-full", ("few", "all")),
+        (["--full", "--stages"], ulmfit.FULL, "runs/ulmfit-full", ()),
+        (["--small", "--out", "x"], ulmfit.SMALL, "x", ("few",)),
+    ],
+)
+def test_what_each_form_runs(arguments, config, folder, stages, monkeypatch):
+    calls = []
+    monkeypatch.setattr(ulmfit, "start", lambda: None)
+    monkeypatch.setattr(ulmfit, "run", lambda *given: calls.append(given))
+    ulmfit.main(arguments)
+    assert calls == [(config, Path(folder), stages, None)]
+
+
+def test_the_form_for_a_gpu_has_the_papers_sizes_and_eight_epochs():
+    assert ulmfit.GPU.sizes == ulmfit.FULL.sizes == {"emb_size": 400, "hidden_size": 1152, "n_layers": 3}
+    assert (ulmfit.GPU.batch_size, ulmfit.GPU.epochs, sum(epochs for epochs, *_ in ulmfit.GPU.cycles)) == (256, 8, 5)
+    assert ulmfit.GPU.max_tokens is None and ulmfit.GPU.test_reviews == 25_000
+
+
+@pytest.mark.parametrize(("limit", "n"), [(None, 4), (1, 1), (5, 2), (8, 3), (100, 4)])
+def test_the_first_reviews_within_a_limit_of_tokens(limit, n):
+    rows = [("one", 0), ("two words", 1), ("three more words", 0), ("four", 1)]  # 1.3, 3.9, 7.8 and 9.1 tokens in all
+    assert ulmfit.first_tokens(rows, limit) == rows[:n]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
+def test_the_small_form_and_what_is_left_of_a_stage_that_fails(outside_data, tmp_path, monkeypatch):
+    folder = str(outside_data("imdb.jsonl.xz").parent)
+    monkeypatch.setattr(ulmfit, "start", lambda: None)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
+        patch.setattr(ulmfit, "classify", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
+        ulmfit.main(["--small", "--data", folder, "--out", str(tmp_path)])
+    kept = json.loads((tmp_path / "result.json").read_text())
+    assert kept["lm"]["perplexity"] > 1 and "few" not in kept
+    assert (tmp_path / "lm.png").read_bytes().startswith(b"\x89PNG")
+    ulmfit.main(["--small", "--data", folder, "--out", str(tmp_path)])
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["lm"] == kept["lm"] and set(result["few"]["mean"]) == {"pretrained", "random"}
 
 
 @pytest.mark.slow
