@@ -178,7 +178,10 @@ def frozen_then_whole(learn):
 
 
 class Road(NamedTuple):
-    """A learner, the first of its parameter groups that trains, and the function that trains it for `STEPS` steps."""
+    """A learner, the first of its parameter groups that trains, and the function that trains it for `STEPS` steps.
+
+    `slow`: its programs take long to compile, and what the training core does for it another learner shows too.
+    """
 
     build: Callable[[], Learner]
     frozen_to: int
@@ -188,7 +191,7 @@ class Road(NamedTuple):
 
 LEARNERS = {
     "classes frozen": Road(classes, -1, cycle),
-    "augmented": Road(augmented, 0, cycle),
+    "augmented": Road(augmented, 0, cycle, slow=True),
     "lite frozen with its norms": Road(lite, -1, cycle, slow=True),
     "tags by rmsprop": Road(tags, 0, constant),
     "points": Road(points, 0, flat, slow=True),

@@ -27,6 +27,7 @@ class Program(NamedTuple):
     build: Callable
     loss: losses.Loss
     norm_groups: int = 8
+    slow: bool = False
 
 
 def body():
@@ -51,11 +52,11 @@ def unet():
 
 
 PROGRAMS = {
-    "resnet with plain norms": Program(classifier, losses.cross_entropy, norm_groups=1),
+    "resnet with plain norms": Program(classifier, losses.cross_entropy, norm_groups=1, slow=True),
     "resnet with grouped norms": Program(classifier, losses.cross_entropy),
     "language model": Program(language_model, losses.cross_entropy),
     "table": Program(table, losses.cross_entropy),
-    "unet": Program(unet, losses.segmentation_cross_entropy),
+    "unet": Program(unet, losses.segmentation_cross_entropy, slow=True),
 }
 
 

@@ -36,7 +36,7 @@ def test_learners(name, golden, record_property):
         assert measure.distance(now, then) == 0
 
 
-@pytest.mark.parametrize("name", [slow(name, name == "unet") for name in programs.PROGRAMS])
+@pytest.mark.parametrize("name", [slow(name, program.slow) for name, program in programs.PROGRAMS.items()])
 def test_programs(name):
     then = record.recorded(record.PROGRAMS)["measured"][name]
     assert not programs.differences(programs.measured(programs.PROGRAMS[name]), then)
