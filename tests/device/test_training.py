@@ -41,7 +41,8 @@ def fresh(kind, optimizer, device):
     return training.make_step(net, losses.cross_entropy, optimizer, part), state
 
 
-# How far a rate moves the parameters, whose norm is 10: by about 10 with SGD at 1, by .4 with AdamW at .01.
+# The parameters have a norm of 9; SGD at a rate of 1 moves them by 10, AdamW at .01 by .4. On the CPU
+# bf16 ends .002 away from fp32.
 STEPS = {
     "SGD in fp32": ("fp32", optim.hyper_sgd, 1.0, 1e-4),
     "AdamW in fp32": ("fp32", optim.hyper_adamw, 1e-2, 1e-4),
@@ -80,7 +81,7 @@ def test_fp16_trains_and_its_loss_scale_grows():
 
 
 def test_an_overflow_in_fp16_halves_the_loss_scale_and_changes_nothing_else():
-    """At 2**24 the scaled gradient of a logit, up to 2**20, is beyond fp16's 65504; halving finds a scale that fits."""
+    """At 2**24 the scaled gradients exceed 65504, fp16's largest number; halving finds a scale that fits."""
     step, state = fresh("fp16", optim.hyper_adamw, accelerator())
     step = jax.jit(step)
     state = state.replace(loss_scale=precision.LossScale.create(2.0**24, period=4))
@@ -110,8 +111,10 @@ def run():
 
 
 def test_a_chunk_equals_its_single_steps():
-    """Over an epoch's end. One program gives the same bits however its steps are dispatched; a step compiled on its own
-    is fused otherwise, and may round otherwise."""
+    """The steps cross the end of an epoch. One program gives the same bits however its steps are dispatched.
+
+    A step that is compiled on its own is fused in another way, and rounds in another way.
+    """
     step, state, chunk, feed = run()
     steps = 7
     assert steps > feed.examples // BATCH
