@@ -152,7 +152,7 @@ class Fits:
     def _fit(self, epochs: int, rates, momentum, weight_decay: float | None, after_epoch: Recipes, part=None) -> None:
         decay = self.weight_decay if weight_decay is None else weight_decay
         names = [metric.name for metric in self._programs.metrics]
-        check.check_fit(after_epoch, names, decay)
+        check.check_fit(after_epoch, (*self._terms, *names), decay)
         start, end = check.check_part(part, epochs)
         rows = training.hyper_rows(self._steps(epochs), rates, momentum, decay)
         each = self._steps(1)
@@ -164,6 +164,7 @@ class Fits:
             end - start,
             validate=lambda variables: self._programs.validate(variables, self._valid_data),
             metrics=names,
+            terms=self._terms,
             history=self.history,
             after_epoch=after_epoch,
             checkpoints=self.checkpoints,

@@ -106,7 +106,7 @@ class Learner(Fits):
             accumulate,
             shard,
         )
-        check.check_task(self._programs, variables)
+        self._terms = check.check_task(self._programs, variables)
 
         example = data.train.batch(np.arange(1))
         if data.prepare is not None:
@@ -166,7 +166,7 @@ class Learner(Fits):
         if programs is None:
             resident = _lies_on_device(data, self._resident)
             programs = dataclasses.replace(self._programs, data=data, resident=resident, _chunks={})
-            check.check_task(programs, self.state.variables)
+            self._terms = check.check_task(programs, self.state.variables)
         self.data, self._programs, self._pace = programs.data, programs, pace
         for name in ("_feed", "_valid_data"):  # the images of the size before leave the device
             self.__dict__.pop(name, None)

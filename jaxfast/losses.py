@@ -4,8 +4,9 @@ The training step averages them; validation sums them with padded rows left out.
 function that turns a model's outputs into what a person reads (probabilities, values).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -125,7 +126,51 @@ def weighted_sum(outputs: Array, target: Array, *, terms: Sequence[tuple[float, 
     >>> round(both(jnp.zeros((1, 4, 4, 2)), jnp.zeros((1, 4, 4), jnp.uint8)).item(), 4)
     1.0265
     """
-    return sum(weight * loss(outputs, target) for weight, loss in terms)
+    return sum(weight * with_terms(loss(outputs, target))[0] for weight, loss in terms)
+
+
+@runtime_checkable
+class LossWithConstants(Protocol):
+    """A loss that brings arrays which it reads and never writes, such as the weights of a loss network.
+
+    It is called `loss(outputs, target, constants)`. Compiled programs take `constants`, a pytree, as an argument: in a
+    closure they would be part of the program's text. They are in no checkpoint and in no export.
+    """
+
+    constants: Any
+
+    def __call__(self, outputs: Array, target: Array, constants: Any) -> Array: ...
+
+
+def with_constants(loss: Loss) -> tuple[Any, Callable[[Array, Array, Any], Any]]:
+    """Return (constants, call): what `loss` brings, () for most, and `call(outputs, target, constants)`.
+
+    Of a `weighted_sum` the constants are those of its terms, in their order.
+    """
+    inner, terms = loss, ()
+    while isinstance(inner, partial):
+        inner, terms = inner.func, inner.keywords.get("terms", terms)
+    if isinstance(inner, LossWithConstants):
+        return inner.constants, loss
+    if inner is not weighted_sum or not any(with_constants(term)[0] for _, term in terms):
+        return (), lambda outputs, target, _: loss(outputs, target)
+    parts = [(weight, *with_constants(term)) for weight, term in terms]
+
+    def call(outputs: Array, target: Array, constants: Any):
+        found = [with_terms(each(outputs, target, c)) for (_, _, each), c in zip(parts, constants, strict=True)]
+        named = {name: values for _, more in found for name, values in more.items()}
+        return sum(weight * values for (weight, *_), (values, _) in zip(parts, found, strict=True)), named
+
+    return tuple(constants for _, constants, _ in parts), call
+
+
+def with_terms(result: Any) -> tuple[Array, Mapping[str, Array]]:
+    """Return (values, terms) of what a loss gives: values (batch,), or those and named ones, which are reported too.
+
+    >>> with_terms((1.0, {"pixel": 0.5})), with_terms(1.0)
+    ((1.0, {'pixel': 0.5}), (1.0, {}))
+    """
+    return result if isinstance(result, tuple) else (result, {})
 
 
 def _pixels(loss: str, logits: Array, target: Array) -> tuple[Array, Array, Array]:

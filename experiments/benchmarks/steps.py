@@ -58,8 +58,8 @@ def ours(
     def run() -> list[float]:
         if len(held) == 1:
             held.append(chunk.lower(held[0], *rest).compile(dict(options or {}) or None))
-        held[0], losses, *_ = held[1](held[0], *rest)
-        return np.asarray(losses)[:2].tolist()
+        held[0], scalars, *_ = held[1](held[0], *rest)
+        return np.asarray(scalars["loss"])[:2].tolist()
 
     return Side(run, steps * work, device_memory=jax_memory()), variables
 

@@ -3,7 +3,7 @@
 from jaxfast.plot.figures import BLUE, GREEN, ORANGE, PURPLE, RED, finish, new_figure
 from jaxfast.plot.images import heatmap, show_images, top_losses
 from jaxfast.plot.segmentation import show_masks, show_points, show_segmentation
-from jaxfast.plot.training import confusion_matrix, losses, lr_find, metrics, schedule
+from jaxfast.plot.training import confusion_matrix, losses, lr_find, metrics, schedule, terms
 
 __all__ = [
     "BLUE",
@@ -23,5 +23,6 @@ __all__ = [
     "show_masks",
     "show_points",
     "show_segmentation",
+    "terms",
     "top_losses",
 ]

@@ -89,23 +89,45 @@ def losses(train: np.ndarray, valid: Sequence[float] | None = None, valid_steps:
     return finish(figure, ax)
 
 
-def metrics(values: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw each metric, a value per epoch under its name, in axes of its own."""
+def terms(values: Mapping[str, np.ndarray]) -> Figure:
+    """Draw each scalar that steps report, (steps,) under its name, in axes of its own: every step, and smoothed.
+
+    A step whose value is NaN did not report it, and is left out.
+    """
+    figure, axes = _axes_for(values, "terms")
+    for ax, (name, series) in zip(axes, values.items(), strict=False):
+        seen = np.flatnonzero(~np.isnan(series))
+        smoothed = _smooth(series[seen], beta=min(max(1 - 20 / max(len(seen), 1), 0), 0.98))
+        ax.plot(seen + 1, series[seen], color=BLUE, alpha=0.25, linewidth=0.8)
+        ax.plot(seen + 1, smoothed, color=BLUE, linewidth=2)
+        ax.set_ylabel(name.replace("_", " "))
+        ax.set_xlabel("step")
+    return finish(figure, *axes[: len(values)], legend=False)
+
+
+def _axes_for(values: Mapping, what: str):
+    """(figure, axes) with a place for each value, up to three beside each other; places that stay free are blank."""
     if not values:
-        raise ValueError("there are no metrics to draw: give at least one")
+        raise ValueError(f"there are no {what} to draw: give at least one")
     columns = min(len(values), 3)
     rows = math.ceil(len(values) / columns)
     figure = new_figure(max(4.2 * columns, 5), 3.2 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes[len(values) :]:
+        ax.axis("off")
+    return figure, axes
+
+
+def metrics(values: Mapping[str, Sequence[float]]) -> Figure:
+    """Draw each metric, a value per epoch under its name, in axes of its own."""
+    figure, axes = _axes_for(values, "metrics")
     from matplotlib.ticker import MaxNLocator
 
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax, (name, series) in zip(axes, values.items(), strict=False):  # the last row may have free places
         ax.plot(range(1, len(series) + 1), series, "o-", color=BLUE, linewidth=2, markersize=5)
         ax.set_ylabel(name.replace("_", " "))
         ax.set_xlabel("epoch")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    for ax in axes[len(values) :]:
-        ax.axis("off")
     return finish(figure, *axes[: len(values)], legend=False)
 
 

@@ -40,7 +40,8 @@ def run_together(learn: Learner, given: Sequence[Setting], epochs: int) -> list[
     tables = [_hyper_rows(learn, setting, total) for setting in given]
     rows = {name: np.stack([table[name] for table in tables]) for name in tables[0]}
     states = jax.tree.map(lambda x: jnp.stack([x] * len(given)), state)
-    chunk, halted, done = learn._programs.chunk(learn._part), jnp.zeros(len(given), bool), 0
+    bound, halted, done = learn._programs.chunk(learn._part), jnp.zeros(len(given), bool), 0
+    chunk, constants = bound.func, bound.keywords["constants"]
     while done < total:
         epoch, within = divmod(first_step + done, steps)
         if not done or not within:
@@ -48,7 +49,7 @@ def run_together(learn: Learner, given: Sequence[Setting], epochs: int) -> list[
         piece = feed.piece(order, within, min(training.CAPACITY, total - done))
         part = {name: _padded(values[:, done : done + piece.n]) for name, values in rows.items()}
         counts = np.int32(piece.start), np.int32(piece.n)
-        states, _, _, halted = _together(chunk, states, piece.data, piece.order, *counts, part, halted)
+        states, _, _, halted = _together(chunk, states, piece.data, piece.order, *counts, part, halted, constants)
         done += piece.n
     stopped = np.asarray(halted)
     return [
@@ -57,8 +58,9 @@ def run_together(learn: Learner, given: Sequence[Setting], epochs: int) -> list[
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _together(chunk, states, data, order, start, n, rows, halted):
-    return jax.vmap(chunk, in_axes=(0, None, None, None, None, 0, 0))(states, data, order, start, n, rows, halted)
+def _together(chunk, states, data, order, start, n, rows, halted, constants):
+    together = jax.vmap(chunk, in_axes=(0, None, None, None, None, 0, 0, None))
+    return together(states, data, order, start, n, rows, halted, constants)
 
 
 def _hyper_rows(learn: Learner, setting: Setting, total: int) -> training.Rows:

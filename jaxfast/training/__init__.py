@@ -21,23 +21,28 @@ from jaxfast.training.loop import (
 from jaxfast.training.preemption import Preempted
 from jaxfast.training.programs import Programs
 from jaxfast.training.state import Trainable, TrainState, create_state, fresh_opt_state, key_for, trainable
-from jaxfast.training.step import make_carried, make_evaluate, make_forward, make_step
+from jaxfast.training.step import make_carried, make_evaluate, make_forward, make_step, supervised
 from jaxfast.training.summary import Summary, summarize
+from jaxfast.training.update import Objective, Outcome, Report, UpdateState, make_update
 
 __all__ = [
     "CAPACITY",
     "Checkpoints",
     "History",
     "LRFinder",
+    "Objective",
+    "Outcome",
     "Pace",
     "Preempted",
     "Programs",
+    "Report",
     "Rows",
     "RunProgress",
     "SmoothLoss",
     "Summary",
     "TrainState",
     "Trainable",
+    "UpdateState",
     "create_state",
     "epoch_order",
     "fingerprint",
@@ -54,11 +59,13 @@ __all__ = [
     "make_evaluation",
     "make_forward",
     "make_step",
+    "make_update",
     "read_about",
     "recipes",
     "run",
     "save_state",
     "smooth",
     "summarize",
+    "supervised",
     "trainable",
 ]

@@ -81,8 +81,9 @@ def check_optimizer(optimizer: Any, known: dict[str, Callable]) -> Callable:
     return optimizer
 
 
-def check_task(programs: Any, variables: dict | None) -> None:
-    """Trace the model, the loss and the metrics of `Programs` on one batch; nothing is computed.
+def check_task(programs: Any, variables: dict | None) -> tuple[str, ...]:
+    """Trace the model, the loss and the metrics of `Programs` on one batch; nothing is computed. Gives the names of the
+    terms that the loss reports.
 
     ValueError, with the shapes, where the model does not take the data, where the loss or a metric does not take the
     outputs with the targets, and for another number of outputs than the data has classes.
@@ -110,7 +111,14 @@ def check_task(programs: Any, variables: dict | None) -> None:
     if (task := getattr(data, "task", None)) in other and _plain(loss) is losses.cross_entropy:
         raise ValueError(f"cross_entropy takes one label per example, this data is {task}: give losses.{other[task]}")
     fails = f"fails on outputs {_shape(outputs)} and targets {_shape(target)}"
-    values = _traced(f"the loss {_name(loss)} {fails}", loss, outputs, target)
+    constants, call = losses.with_constants(loss)
+    values, terms = losses.with_terms(_traced(f"the loss {_name(loss)} {fails}", call, outputs, target, constants))
+    names = ("train_loss", "valid_loss", "epoch", "time", *(metric.name for metric in programs.metrics))
+    if taken := [name for name in terms if name in names]:
+        raise ValueError(f"the loss {_name(loss)} reports {taken[0]!r}, which is another column: rename its term")
+    for name, term in terms.items():
+        if term.shape != (n,):
+            raise ValueError(f"the loss {_name(loss)} reports {name!r} of shape {term.shape}: give one per example")
     if values.shape != (n,):
         raise ValueError(
             f"the loss {_name(loss)} gives an array of shape {values.shape} for a batch of {n}: "
@@ -122,11 +130,13 @@ def check_task(programs: Any, variables: dict | None) -> None:
         lost = [name for name in stored if name not in (augmented or {})]
         if lost:
             raise ValueError(f"augment leaves out {first(lost)}: return all entries, such as {{**batch, 'image': ...}}")
-        _traced(f"the loss {_name(loss)} fails on augmented targets", loss, outputs, augmented["target"])
+        wrong = f"the loss {_name(loss)} fails on augmented targets"
+        _traced(wrong, call, outputs, augmented["target"], constants)
     for metric in programs.metrics:
         if isinstance(metric, Metric):
             mask = jax.ShapeDtypeStruct((n,), jnp.bool_)
             _traced(f"the metric {metric.name} {fails}", metric.update, outputs, target, mask)
+    return tuple(terms)
 
 
 def check_fine_tune(epochs: int, freeze_epochs: int, lr: float, lr_mult: float) -> None:

@@ -11,6 +11,9 @@ from jaxfast.training.history import History
 from jaxfast.training.recipes import falls
 from jaxfast.training.state import TrainState
 
+TERM = "term "
+"""What the names of terms begin with among the arrays of a history."""
+
 
 class Checkpoints:
     """The checkpoints of one run in `folder` (a path, or a URL such as gs://bucket/run), named by their step.
@@ -68,9 +71,10 @@ class Checkpoints:
         """Write `state`, `history` and the JSON-able `about` in the background; `metrics` at the end of an epoch."""
         tree, step = plain(state), int(state.step)
         steps = {"losses": history.losses, "lrs": history.lrs, "momentums": history.momentums}
+        terms = {f"{TERM}{name}": values for name, values in history.terms.items()}
         self._orbax.save_checkpointables_async(
             step,
-            {"state": tree, "history": {name: np.array(values) for name, values in steps.items()}},
+            {"state": tree, "history": {name: np.array(values) for name, values in (steps | terms).items()}},
             force=True,
             overwrite=step in self.steps,
             metrics=None if metrics is None else {name: float(value) for name, value in metrics.items()},
@@ -104,9 +108,9 @@ class Checkpoints:
                     raise
                 _fall_back(error)
                 continue
-            history = History(
-                about["epochs"], arrays["losses"].tolist(), list(arrays["lrs"]), arrays["momentums"].tolist()
-            )
+            terms = {name.removeprefix(TERM): x.tolist() for name, x in arrays.items() if name.startswith(TERM)}
+            steps = arrays["losses"].tolist(), list(arrays["lrs"]), arrays["momentums"].tolist()
+            history = History(about["epochs"], *steps, terms)
             return state, history, about
         return None
 

@@ -26,6 +26,7 @@ def fit_epochs(
     validate: Callable[[dict], dict[str, float]],
     metrics: Sequence[str],
     history: History,
+    terms: Sequence[str] = (),
     after_epoch: Sequence[AfterEpoch] = (),
     checkpoints: Checkpoints | None = None,
     about: dict | None = None,
@@ -35,16 +36,18 @@ def fit_epochs(
     """Train `epochs` equal parts of `rows`, yielding the newest state after every dispatch, so that whoever iterates
     holds a good state when a fit is interrupted.
 
-    `validate(variables)` gives {"loss": ..., and each of `metrics`}; `history` is added to. The recipes in
-    `after_epoch` are called in order after each epoch. With `checkpoints`, the fit goes on from the newest one where
-    that is its own (`resume`), and saves `about` beside each. FloatingPointError, naming step and rate, when a loss or
-    update is not finite; the state yielded last is the one before it. `Preempted` (the process ends) when the state is
-    saved after SIGTERM or a preemption notice. ValueError for `keep_best`, which remembers in memory, together with
-    checkpoints.
+    `validate(variables)` gives {"loss": ..., and each of `metrics`}; `terms` are other scalars of a step, shown as
+    columns and smoothed as the loss is; `history` is added to. The recipes in `after_epoch` are called in order after
+    each epoch. With `checkpoints`, the fit resumes from the newest one if that is its own (`resume`), and saves `about`
+    beside each.
+
+    Raises FloatingPointError, naming step and rate, if a loss or update is not finite; the state yielded last is the
+    one before it. Raises `Preempted` (the process ends) when the state is saved after SIGTERM or a preemption notice,
+    and ValueError for `keep_best`, which remembers in memory, together with checkpoints.
     """
     total, first, done, ended, verdict = len(rows["momentum"]), int(state.step), 0, 0, Verdict()
-    steps, smooth, train_loss = total // epochs, SmoothLoss(), float("nan")
-    columns = ("train_loss", "valid_loss", *metrics)
+    steps, smooth = total // epochs, {name: SmoothLoss() for name in ("train_loss", *terms)}
+    columns = (*smooth, "valid_loss", *metrics)
     if checkpoints is not None:
         if checkpoints.keep_best not in (None, *columns):
             raise ValueError(f"keep_best={checkpoints.keep_best!r} is not among the metrics {', '.join(columns)}")
@@ -58,8 +61,9 @@ def fit_epochs(
             return
         begun = len(history) - ended
         about = (about or {}) | {"fit": {"first": first, "steps": total, "begun": begun}}
-        for loss in history.losses[len(history.losses) - done :]:
-            train_loss = smooth.update(loss)
+        for name, values in {"train_loss": history.losses, **history.terms}.items():
+            for value in values[len(values) - done :] if name in smooth else ():
+                smooth[name].update(value)
         replayed = [recipe for recipe in after_epoch if getattr(recipe, "replayed", False)]
         for number in range(begun, len(history)):
             rows, verdict = _judge(replayed, number, history.epochs[number], None, rows)
@@ -82,11 +86,12 @@ def fit_epochs(
                     if piece.halted:
                         raise _fault(piece, part, len(history.losses))
                     seen = slice(piece.first, piece.first + len(piece.losses))
-                    history.add_steps(piece.losses, part["lr"][seen], part["momentum"][seen])
-                    for loss in piece.losses:
-                        train_loss = smooth.update(loss)
+                    history.add_steps(piece.losses, part["lr"][seen], part["momentum"][seen], piece.terms)
+                    for name, values in {"train_loss": piece.losses, **piece.terms}.items():
+                        for value in values if name in smooth else ():
+                            smooth[name].update(value)
                     done += len(piece.losses)
-                    progress.step(done - ended * steps, train_loss)
+                    progress.step(done - ended * steps, smooth["train_loss"].value)
                 if checkpoints is not None and first + done > saved and (done < epoch_end or preemption.told):
                     checkpoints.save(state, history, about)
                     saved = first + done
@@ -95,7 +100,8 @@ def fit_epochs(
             train_seconds = time.perf_counter() - start
             results = validate(state.variables)
             seconds = time.perf_counter() - start
-            values = {"train_loss": train_loss, "valid_loss": results.pop("loss"), **results}
+            shown = {name: average.value for name, average in smooth.items()}
+            values = {**shown, "valid_loss": results.pop("loss"), **results}
             history.add_epoch(values, seconds, train_seconds)
             progress.end_epoch(values, seconds)
             ended += 1

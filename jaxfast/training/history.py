@@ -1,6 +1,8 @@
 """What a learner remembers of its training: one record per epoch, one row per step."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -14,10 +16,17 @@ class SmoothLoss:
     count: int = 0
 
     def update(self, loss: float) -> float:
-        """The smoothed loss after one more `loss`."""
+        """The smoothed loss after one more `loss`; a NaN, of a step that did not report it, changes nothing."""
+        if math.isnan(loss):
+            return self.value
         self.count += 1
         self.average = self.beta * self.average + (1 - self.beta) * float(loss)
-        return self.average / (1 - self.beta**self.count)
+        return self.value
+
+    @property
+    def value(self) -> float:
+        """The smoothed loss so far, NaN before the first one."""
+        return self.average / (1 - self.beta**self.count) if self.count else math.nan
 
 
 def smooth(losses: np.ndarray, beta: float = 0.98) -> np.ndarray:
@@ -32,19 +41,27 @@ def smooth(losses: np.ndarray, beta: float = 0.98) -> np.ndarray:
 
 @dataclasses.dataclass
 class History:
-    """`epochs`: a dict per epoch (epoch, train_loss, valid_loss, metrics, seconds, train_seconds, step); `losses`,
-    `lrs`, `momentums`: per step.
+    """What a learner remembers of its training.
 
-    `train_seconds` are `seconds` without validation. `train_loss` is the smoothed loss (beta .98, as fastai shows it)
-    at the end of the epoch.
+    `epochs`: a dict per epoch (epoch, train_loss, terms, valid_loss, metrics, seconds, train_seconds, step); `losses`,
+    `lrs`, `momentums`: per step. `terms`: every other scalar that steps report, by name, per step too, with NaN where a
+    step did not report it. `train_seconds` are `seconds` without validation. `train_loss` and the terms of an epoch are
+    smoothed (beta .98, as fastai shows losses) at its end.
     """
 
     epochs: list[dict] = dataclasses.field(default_factory=list)
     losses: list[float] = dataclasses.field(default_factory=list)
     lrs: list[np.ndarray] = dataclasses.field(default_factory=list)
     momentums: list[float] = dataclasses.field(default_factory=list)
+    terms: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
-    def add_steps(self, losses: np.ndarray, lrs: np.ndarray, momentums: np.ndarray) -> None:
+    def add_steps(
+        self, losses: np.ndarray, lrs: np.ndarray, momentums: np.ndarray, terms: Mapping[str, np.ndarray] = {}
+    ) -> None:
+        """Add steps: their losses, momenta and terms (steps,), and the rates of their groups (steps, groups)."""
+        for name in self.terms.keys() | terms.keys():
+            column = self.terms.setdefault(name, [float("nan")] * len(self.losses))
+            column.extend(np.asarray(terms.get(name, np.full(len(losses), np.nan)), float).tolist())
         self.losses.extend(np.asarray(losses, float).tolist())
         self.lrs.extend(lrs)
         self.momentums.extend(np.asarray(momentums, float).tolist())
@@ -60,6 +77,12 @@ class History:
         return plot.losses(
             np.array(self.losses), [e["valid_loss"] for e in self.epochs], [e["step"] for e in self.epochs]
         )
+
+    def plot_terms(self):
+        """A figure of every scalar that steps report beside the loss, such as the terms of a sum of losses."""
+        from jaxfast import plot
+
+        return plot.terms({name: np.array(values) for name, values in self.terms.items()})
 
     def plot_metrics(self):
         """A figure of each metric per epoch."""

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,33 +54,45 @@ def _values(schedule: jax.tree_util.Partial, steps: jax.Array) -> jax.Array:
 def make_chunk(
     step: Step, batch_size: int, mesh: Mesh, *, resident: bool, shard: bool = False, capacity: int = CAPACITY
 ) -> Callable:
-    """The compiled function `chunk(state, data, order, start, n, rows, halted) -> (state, losses, done, halted)`.
+    """The compiled function `chunk(state, data, order, start, n, rows, halted, constants=())`, which gives (state,
+    scalars, done, halted).
 
     Runs the `n` <= `capacity` batches `order[(start + i) * batch_size :][:batch_size]` of `data` with the
-    hyper-parameters `rows[i]`; with `resident=False`, `data` is itself the one batch. `state` is donated. `losses`
-    has shape (capacity,), the first `done` of them are of steps that ran. A step that is not finite ends the chunk;
-    with `halted` true at the start no step runs, so that chunks can be dispatched before the losses of the one before
-    are looked at. `shard`: the state is split over the devices (`mesh.state_sharding`).
+    hyper-parameters `rows[i]`; with `resident=False`, `data` is itself the one batch. `state` is donated. `scalars` has
+    an array (capacity,) in fp32 for "loss" and for every other number that the step reports, of which the first `done`
+    are of steps that ran. A step that is not finite ends the chunk; with `halted` true at the start no step runs, so
+    that chunks can be dispatched before the losses of the one before are looked at. `constants`: passed to the step.
+    `shard`: the state is split over the devices (`mesh.state_sharding`).
     """
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def chunk(state, data, order, start, n, rows, halted):
-        def body(carry):
-            i, state, losses, _ = carry
+    def chunk(state, data, order, start, n, rows, halted, constants=()):
+        # traced once, for the names of its scalars and for the loop; inlined, so that the program does not change
+        @functools.partial(jax.jit, inline=True)
+        def one(i, state, data, order, start, rows, bound):
             if resident:
                 index = jax.lax.dynamic_slice(order, ((start + i) * batch_size,), (batch_size,))
                 batch = jax.tree.map(lambda x: x[index], data)
             else:
                 batch = data
-            batch = constrain_rows(batch, mesh)
-            state, metrics = step(state, batch, jax.tree.map(lambda row: row[i], rows))
-            return i + 1, state, losses.at[i].set(metrics["loss"].astype(jnp.float32)), ~metrics["finite"]
+            return step(state, constrain_rows(batch, mesh), jax.tree.map(lambda row: row[i], rows), *bound)
 
-        losses = jnp.zeros((capacity,), jnp.float32)
-        carry = jnp.int32(0), state, losses, halted
-        done, state, losses, halted = jax.lax.while_loop(lambda c: (c[0] < n) & ~c[3], body, carry)
+        bound = (constants,) if jax.tree.leaves(constants) else ()
+        rest = data, order, start, rows, bound
+
+        def body(carry):
+            i, state, buffers, _ = carry
+            state, scalars = one(i, state, *rest)
+            halted = ~scalars.pop("finite")
+            kept = {name: buffers[name].at[i].set(x.astype(jnp.float32)) for name, x in scalars.items()}
+            return i + 1, state, kept, halted
+
+        names = sorted(jax.eval_shape(one, jnp.int32(0), state, *rest)[1].keys() - {"finite"})
+        buffers = {name: jnp.zeros((capacity,), jnp.float32) for name in names}
+        carry = jnp.int32(0), state, buffers, halted
+        done, state, buffers, halted = jax.lax.while_loop(lambda c: (c[0] < n) & ~c[3], body, carry)
         # The sharding of the results is that of the arguments, or the second call would compile again.
-        results = state, losses, done, halted
+        results = state, buffers, done, halted
         return jax.lax.with_sharding_constraint(
             results, (state_sharding(state, mesh, shard=shard), *[replicated(mesh)] * 3)
         )
@@ -89,16 +101,17 @@ def make_chunk(
 
 
 def make_evaluation(evaluate: Callable, batch_size: int, mesh: Mesh, *, resident: bool) -> Callable:
-    """The compiled function `evaluation(variables, data, batches) -> (sums, carry)` over all batches of padded `data`.
+    """The compiled function `evaluation(variables, data, batches, constants=()) -> (sums, carry)` over all batches of
+    padded `data`; `constants` are those of the loss.
 
     What a recurrent module carries goes from batch to batch, and on to the next call by `variables | carry`.
     """
 
     @jax.jit
-    def evaluation(variables, data, batches):
+    def evaluation(variables, data, batches, constants=()):
         def one(i, carry):
             rows = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * batch_size, batch_size), data)
-            return evaluate(variables | carry, constrain_rows(rows if resident else data, mesh))
+            return evaluate(variables | carry, constrain_rows(rows if resident else data, mesh), constants)
 
         def add(i, total):
             sums, carry = total
@@ -113,11 +126,15 @@ def make_evaluation(evaluate: Callable, batch_size: int, mesh: Mesh, *, resident
 
 
 class RunProgress(NamedTuple):
-    """Where a run is: the newest state, and the losses of the steps from `first` on that are known by now."""
+    """Where a run is: the newest state, and what the steps from `first` on have reported.
+
+    `losses` (steps,); `terms`: the other scalars by name, (steps,) each.
+    """
 
     state: TrainState
     first: int
     losses: np.ndarray
+    terms: dict[str, np.ndarray]
     halted: bool
 
 
@@ -172,18 +189,19 @@ def run(
                 order = feed.order(state.key, epoch)
             piece = feed.piece(order, step % per_epoch, min(pace.steps, total - done))
             table = {name: _pad(values[done : done + piece.n]) for name, values in rows.items()}
-            state, losses, ran, halted = chunk(
+            state, scalars, ran, halted = chunk(
                 state, piece.data, piece.order, np.int32(piece.start), np.int32(piece.n), table, halted
             )
-            waiting.append((done, losses, ran, halted))
+            waiting.append((done, scalars, ran, halted))
             done, step = done + piece.n, step + piece.n
         if waiting and (len(waiting) > 1 or done == total):
-            first, losses, ran, stopped = waiting.pop(0)
-            losses, stopped = np.asarray(losses)[: int(ran)], bool(stopped)
+            first, scalars, ran, stopped = waiting.pop(0)
+            terms, stopped = {name: np.asarray(x)[: int(ran)] for name, x in scalars.items()}, bool(stopped)
+            losses = terms.pop("loss")
             now = time.perf_counter()
             pace.learn(len(losses), now - clock)
             clock = now
-            yield RunProgress(state, first, losses, stopped)
+            yield RunProgress(state, first, losses, terms, stopped)
             if stopped:
                 return
 
@@ -192,13 +210,13 @@ def _pad(values: np.ndarray) -> np.ndarray:
     return np.concatenate([values, np.zeros((CAPACITY - len(values), *values.shape[1:]), values.dtype)])
 
 
-def evaluate_all(evaluation: Callable, variables: dict, data: Padded | Iterator) -> dict:
+def evaluate_all(evaluation: Callable, variables: dict, data: Padded | Iterator, constants: Any = ()) -> dict:
     """The sums of a whole validation set, on the host."""
     if isinstance(data, Padded):
-        return jax.device_get(evaluation(variables, data.data, np.int32(data.batches))[0])
+        return jax.device_get(evaluation(variables, data.data, np.int32(data.batches), constants)[0])
     sums = None
     for batch in data:
-        batch_sums, carry = evaluation(variables, batch, np.int32(1))
+        batch_sums, carry = evaluation(variables, batch, np.int32(1), constants)
         variables = variables | carry
         sums = batch_sums if sums is None else jax.tree.map(jnp.add, sums, batch_sums)
     return jax.device_get(sums)

@@ -2,7 +2,8 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,8 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxfast.data.loader import Padded, padded_batches
-from jaxfast.losses import Loss, activation_of
-from jaxfast.mesh import to_host
+from jaxfast.losses import Loss, activation_of, with_constants, with_terms
+from jaxfast.mesh import place, replicated, to_host
 from jaxfast.messages import first
 from jaxfast.metrics import HostMetric, Metric
 from jaxfast.mix import unmixed
@@ -43,13 +44,20 @@ class Programs:
     _chunks: dict = dataclasses.field(default_factory=dict)
     _crop_programs: dict = dataclasses.field(default_factory=dict)
 
+    @cached_property
+    def constants(self) -> Any:
+        """What the loss reads and never writes (`losses.with_constants`), on every device; () of most losses."""
+        constants, _ = with_constants(self.loss)
+        return place(constants, replicated(self.mesh)) if jax.tree.leaves(constants) else ()
+
     def chunk(self, part: Trainable) -> Callable:
-        """The training program (`make_chunk`) for one choice of trained parameters."""
+        """The training program (`make_chunk`) for one choice of trained parameters, its constants bound."""
         key = part.paths, part.frozen, part.train_norm
         if key not in self._chunks:
-            self._chunks[key] = make_chunk(
+            chunk = make_chunk(
                 self.step(part), self.data.batch_size, self.mesh, resident=self.resident, shard=self.shard
             )
+            self._chunks[key] = partial(chunk, constants=self.constants)
         return self._chunks[key]
 
     def step(self, part: Trainable) -> Step:
@@ -72,9 +80,9 @@ class Programs:
         if any(isinstance(metric, HostMetric) for metric in self.metrics):
             sums, *rows = self._collected(variables, data)
         elif isinstance(data, Padded):
-            sums = evaluate_all(self._evaluation, variables, self._aligned(data))
+            sums = evaluate_all(self._evaluation, variables, data, self.constants)
         else:
-            sums = evaluate_all(self._evaluation_of_batch, variables, self._batches(data))
+            sums = evaluate_all(self._evaluation_of_batch, variables, self._batches(data), self.constants)
         results = {"loss": float(sums["loss"]["sum"] / max(sums["loss"]["count"], 1))}
         for metric in self.metrics:
             results[metric.name] = (
@@ -90,15 +98,15 @@ class Programs:
         """(predictions, targets, losses) of every example, on the host; predictions are activated outputs."""
         parts = []
         for batch in self._batches(dataset):
-            predictions, losses, carry = self._predict_with_losses(variables, batch)
+            *rows, carry = self._predict_with_losses(variables, batch, self.constants)
             variables = variables | carry
-            *arrays, mask = to_host((predictions, batch["target"], losses, batch["mask"]))
+            *arrays, mask = to_host((*rows, batch["mask"]))
             parts.append([array[mask] for array in arrays])
         return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
     def tta(self, variables: dict, dataset: Sequence, key, *, n: int, beta: float) -> tuple[np.ndarray, np.ndarray]:
         """(predictions, targets) of every example by test-time augmentation with the data's own transforms: `tta`."""
-        if self._in_image:
+        if getattr(self.data, "task", None) in ("segmentation", "points"):
             raise ValueError(f"the targets are {self.data.task}, which move with the image: get_preds predicts them")
         return tta(self._tta, variables, self._batches(dataset), key, n=n, beta=beta)
 
@@ -116,57 +124,44 @@ class Programs:
     @cached_property
     def predict(self) -> Callable:
         """The compiled function (variables, batch) -> activated outputs."""
-        return jax.jit(lambda variables, batch: self._activation(self._forward(variables, batch)))
+        return jax.jit(lambda variables, batch: self._predict_prepared(variables, self._prepared(batch)))
 
     def _batches(self, dataset: Sequence):
         check_dataset(dataset)
-        return map(self._aligned, padded_batches(dataset, self.data.batch_size, self.mesh))
+        return padded_batches(dataset, self.data.batch_size, self.mesh)
 
-    @property
-    def _in_image(self) -> bool:
-        """Whether the targets lie in the image, so that what cuts it has to cut them."""
-        return getattr(self.data, "task", None) in ("segmentation", "points")
-
-    def _aligned(self, data: Padded | dict) -> Padded | dict:
-        """Rows whose targets fit the outputs: cut by `prepare` where they lie in the image, to which cutting them a
-        second time does nothing."""
-        if self.data.prepare is None or not self._in_image:
-            return data
-        return data._replace(data=self._prepare(data.data)) if isinstance(data, Padded) else self._prepare(data)
-
-    @cached_property
-    def _prepare(self) -> Callable:
-        return jax.jit(self.data.prepare)
+    def _prepared(self, batch: dict) -> dict:
+        """A batch as it reaches the module and the loss; programs call it once, before both."""
+        return batch if self.data.prepare is None else self.data.prepare(batch)
 
     @cached_property
     def _activation(self) -> Callable:
         return activation_of(self.loss)
 
     @cached_property
-    def _forward(self) -> Callable:
-        return make_forward(self.module, self.data.inputs, self.data.prepare)
+    def _carried(self) -> Callable:
+        return make_carried(self.module, self.data.inputs)
 
     @cached_property
-    def _carried(self) -> Callable:
-        return make_carried(self.module, self.data.inputs, self.data.prepare)
+    def _evaluate(self) -> Callable:
+        return make_evaluate(self._carried, self.loss, self.metrics, self.data.prepare)
 
     @cached_property
     def _evaluation(self) -> Callable:
-        evaluate = make_evaluate(self._carried, self.loss, self.metrics)
-        return make_evaluation(evaluate, self.data.batch_size, self.mesh, resident=True)
+        return make_evaluation(self._evaluate, self.data.batch_size, self.mesh, resident=True)
 
     @cached_property
     def _evaluation_of_batch(self) -> Callable:
-        evaluate = make_evaluate(self._carried, self.loss, self.metrics)
-        return make_evaluation(evaluate, self.data.batch_size, self.mesh, resident=False)
+        return make_evaluation(self._evaluate, self.data.batch_size, self.mesh, resident=False)
 
     def _collected(self, variables: dict, data: Padded | Sequence):
-        rows = self._aligned(data) if isinstance(data, Padded) else self._batches(data)
-        return collect(self._collection, variables, rows)
+        rows = data if isinstance(data, Padded) else self._batches(data)
+        return collect(self._collection, variables, rows, self.constants)
 
     @cached_property
     def _collection(self) -> Callable:
-        return make_collection(self._carried, make_sums(self.loss, self.metrics), self.data.batch_size, self.mesh)
+        sums_of = make_sums(self.loss, self.metrics)
+        return make_collection(self._carried, sums_of, self.data.batch_size, self.mesh, self.data.prepare)
 
     @cached_property
     def _tta(self) -> Callable:
@@ -183,8 +178,12 @@ class Programs:
 
     @cached_property
     def _predict_with_losses(self) -> Callable:
-        def outputs(variables, batch):
+        _, loss = with_constants(self.loss)
+
+        def outputs(variables, batch, constants):
+            batch = self._prepared(batch)
             raw, carry = self._carried(variables, batch)
-            return self._activation(raw), self.loss(raw, batch["target"]), carry
+            values, _ = with_terms(loss(raw, batch["target"], constants))
+            return self._activation(raw), batch["target"], values, carry
 
         return jax.jit(outputs)

@@ -44,10 +44,5 @@ def resume(checkpoints: Checkpoints, state: TrainState, history: History, total:
             f"{checkpoints.folder} holds a fit of {was['steps']} steps from step {was['first']} on, this one has "
             f"{total} from step {first} on: give the same epochs and batch size, or another folder"
         )
-    history.epochs, history.losses, history.lrs, history.momentums = (
-        known.epochs,
-        known.losses,
-        known.lrs,
-        known.momentums,
-    )
+    vars(history).update(vars(known))
     return Resumed(state, int(state.step) - first, len(known) - about["fit"]["begun"])

@@ -1,6 +1,8 @@
-"""One training step and one evaluation of a batch: pure functions that `jit`, `grad` and loops compose."""
+"""One training step, a composition of an objective and its update, and the evaluation of a batch: pure functions that
+`jit`, `grad` and loops compose."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -8,17 +10,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from jaxfast.kernels import apply_if
-from jaxfast.losses import Loss
-from jaxfast.mesh import replicated, state_sharding
+from jaxfast.losses import Loss, with_constants, with_terms
 from jaxfast.metrics import HostMetric, Metric
 from jaxfast.models.layers import BatchNorm
-from jaxfast.precision import all_finite
 from jaxfast.training.state import AUGMENT, DROPOUT, Trainable, TrainState, key_for
+from jaxfast.training.update import Batch, Hypers, Objective, Report, UpdateState, make_update, split_state
 
-Batch = dict[str, Array]
-Hypers = dict[str, Array]
-Step = Callable[[TrainState, Batch, Hypers], tuple[TrainState, dict[str, Array]]]
+Step = Callable[..., tuple[TrainState, dict[str, Array]]]
+"""`step(state, batch, hypers, constants=()) -> (state, {"loss", "finite", any more scalars by name})`."""
 
 
 def _norm_policy(groups: int, frozen: Sequence[str]):
@@ -36,6 +35,42 @@ def _norm_policy(groups: int, frozen: Sequence[str]):
     return nn.intercept_methods(interceptor)
 
 
+def supervised(
+    module: nn.Module,
+    loss: Loss,
+    inputs: Sequence[str] = ("image",),
+    *,
+    norm_groups: int = 1,
+    frozen_norms: Sequence[str] = (),
+) -> Objective:
+    """The objective of a module that predicts `batch["target"]` from the entries `inputs`: the mean of `loss` in fp32.
+
+    What the module sows into the collection "penalties" (scalars) is differentiated together with the loss, and not
+    reported (fastai's `loss_grad`). Batch statistics are those of `norm_groups` groups of rows; norm layers under the
+    paths `frozen_norms` use and keep their running statistics. A loss may bring constants and report terms
+    (`losses.with_constants`, `losses.with_terms`).
+    """
+    _, call = with_constants(loss)
+
+    def objective(trained, frozen, model_state, batch, key, constants):
+        variables = {"params": Trainable.merge(trained, frozen), **model_state}
+        with _norm_policy(norm_groups, frozen_norms):
+            outputs, changed = module.apply(
+                variables,
+                *(batch[name] for name in inputs),
+                train=True,
+                rngs={"dropout": key},
+                mutable=[*model_state, "penalties"],
+            )
+        changed = dict(changed)
+        penalties = jax.tree.leaves(changed.pop("penalties", {}))
+        values, terms = with_terms(call(outputs, batch["target"], constants))
+        value = values.mean()
+        return value + sum(penalties), Report(value, changed, {name: term.mean() for name, term in terms.items()})
+
+    return objective
+
+
 def make_step(
     module: nn.Module,
     loss: Loss,
@@ -48,132 +83,57 @@ def make_step(
     accumulate: int = 1,
     shard: Mesh | None = None,
 ) -> Step:
-    """The function `step(state, batch, hypers) -> (state, {"loss", "finite"})`.
+    """The function `step(state, batch, hypers, constants=()) -> (state, {"loss", "finite", ...})`.
 
     `hypers` = {"lr": (groups,), "momentum": (), "weight_decay": ()} are traced values, so that every schedule shares
     the compiled step. Only the parameters of `part` are differentiated. `loss` is the mean over the batch in fp32. A
     step whose loss, gradient or rate is not finite changes nothing but the step count and the loss scale; "finite"
-    says so (an overflow that a loss scale provokes does not count). What the module sows into the collection
-    "penalties" (scalars) is differentiated together with the loss, and not reported (fastai's `loss_grad`).
+    says so (an overflow that a loss scale provokes does not count). The terms of the loss stand beside it by their
+    names. `constants` are those of the loss (`losses.with_constants`): give them as an argument of the compiled
+    program, because weights in a closure become part of its text.
 
-    `accumulate`: the batch is computed in so many parts, one after the other, whose gradients are averaged; batch
-    statistics are then those of `norm_groups * accumulate` groups. `shard`: the mesh over which the state is split
-    (`mesh.state_sharding`); parameters are gathered where they are used. ValueError for a batch that the parts and
-    groups do not divide.
+    `accumulate`: split each batch into this many micro-batches and average their gradients; batch statistics are then
+    those of `norm_groups * accumulate` groups. `shard`: the mesh over which the state is split (`mesh.state_sharding`).
+    Raises ValueError for a batch that micro-batches and groups do not divide.
     """
     # Frozen norm layers keep their statistics; where their scales are trained they are in train mode, as in fastai.
-    still = () if part.train_norm else part.frozen
+    frozen_norms = () if part.train_norm else part.frozen
+    objective = supervised(module, loss, inputs, norm_groups=norm_groups, frozen_norms=frozen_norms)
+    update = make_update(objective, optimizer, part, norm_groups=norm_groups, accumulate=accumulate, shard=shard)
 
-    def gather(tree):
-        return tree if shard is None else jax.lax.with_sharding_constraint(tree, replicated(shard))
-
-    def split(tree):
-        return (
-            tree if shard is None else jax.lax.with_sharding_constraint(tree, state_sharding(tree, shard, shard=True))
-        )
-
-    def gradients(trained, frozen, model_state, batch, key, scale):
-        def objective(trained):
-            variables = {"params": part.merge(gather(trained), gather(frozen)), **model_state}
-            with _norm_policy(norm_groups, still):
-                outputs, changed = module.apply(
-                    variables,
-                    *(batch[name] for name in inputs),
-                    train=True,
-                    rngs={"dropout": key},
-                    mutable=[*model_state, "penalties"],
-                )
-            changed = dict(changed)
-            penalties = jax.tree.leaves(changed.pop("penalties", {}))
-            value = loss(outputs, batch["target"]).mean()
-            return (value + sum(penalties)) * scale, (value, changed)
-
-        grads, (value, model_state) = jax.grad(objective, has_aux=True)(trained)
-        return split(grads), value, model_state
-
-    def accumulated(trained, frozen, model_state, batch, key, scale):
-        parts = _parts(batch, accumulate, norm_groups)
-
-        def add(carry, i):
-            total, value_sum, model_state = carry
-            rows = jax.tree.map(lambda x: x[i], parts)
-            grads, value, model_state = gradients(trained, frozen, model_state, rows, jax.random.fold_in(key, i), scale)
-            return (jax.tree.map(jnp.add, total, grads), value_sum + value, model_state), None
-
-        zeros = jax.tree.map(jnp.zeros_like, trained)
-        one = jax.eval_shape(gradients, trained, frozen, model_state, jax.tree.map(lambda x: x[0], parts), key, scale)
-        carry = zeros, jnp.zeros((), one[1].dtype), model_state
-        (grads, value, model_state), _ = jax.lax.scan(add, carry, jnp.arange(accumulate))
-        return jax.tree.map(lambda g: g / accumulate, grads), value / accumulate, model_state
-
-    def step(state: TrainState, batch: Batch, hypers: Hypers):
+    def step(state: TrainState, batch: Batch, hypers: Hypers, constants: Any = ()):
         if augment is not None:
             batch = augment(key_for(state.key, AUGMENT, state.step), batch)
-        trained, frozen = part.split(state.params)
-        scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
+        before = UpdateState(state.params, state.model_state, state.opt_state)
         key = key_for(state.key, DROPOUT, state.step)
-        compute = gradients if accumulate == 1 else accumulated
-        grads, value, model_state = compute(trained, frozen, state.model_state, batch, key, scale)
-        if state.loss_scale is not None:
-            grads = jax.tree.map(lambda g: g / scale, grads)
-        sound = jnp.isfinite(value)
-        # Finite gradients, rates and state make a finite update, and reading the gradients once is the cheapest check.
-        applied = sound & all_finite((grads, hypers))
-        # With a loss scale an overflow is no fault: the step is skipped and the scale halved.
-        finite = applied if state.loss_scale is None else sound
-
-        def change(old, grads, model_state):
-            trained, opt_state, _ = old
-            updates, opt_state = optimizer(hypers, labels=lambda _: part.labels).update(grads, opt_state, trained)
-            trained = jax.tree.map(lambda p, u: p + u.astype(p.dtype), trained, updates)
-            return trained, opt_state, model_state
-
-        old = trained, state.opt_state, state.model_state
-        trained, opt_state, model_state = apply_if(applied, change, old, grads, model_state)
+        after, outcome = update(before, batch, hypers, key, state.loss_scale, constants)
         state = state.replace(
             step=state.step + 1,
-            params=part.merge(trained, frozen),
-            model_state=model_state,
-            opt_state=opt_state,
-            loss_scale=None if state.loss_scale is None else state.loss_scale.adjust(applied),
+            params=after.params,
+            model_state=after.model_state,
+            opt_state=after.opt_state,
+            loss_scale=None if state.loss_scale is None else state.loss_scale.adjust(outcome.applied),
         )
-        return split(state), {"loss": value, "finite": finite}
+        # With a loss scale an overflow is no fault: the step is skipped and the scale halved.
+        finite = outcome.applied if state.loss_scale is None else outcome.sound
+        return split_state(state, shard), {"loss": outcome.value, "finite": finite, **outcome.terms}
 
     return step
 
 
-def _parts(batch: Batch, n: int, groups: int) -> Batch:
-    """`batch` in `n` parts along a new leading axis: part i has the i-th share of each group of rows, so that every
-    device finds its rows of each part among those that it holds."""
-    rows = len(jax.tree.leaves(batch)[0])
-    if rows % (n * groups):
-        raise ValueError(
-            f"a batch of {rows} does not split into accumulate={n} parts of {groups} groups of batch statistics: "
-            f"use a multiple of {n * groups}"
-        )
-
-    def cut(x):
-        x = x.reshape(groups, n, rows // (groups * n), *x.shape[1:])
-        return jnp.moveaxis(x, 1, 0).reshape(n, rows // n, *x.shape[3:])
-
-    return jax.tree.map(cut, batch)
-
-
-def make_forward(module: nn.Module, inputs: Sequence[str], prepare: Callable | None = None):
+def make_forward(module: nn.Module, inputs: Sequence[str]):
     """The function `forward(variables, batch) -> outputs` of evaluation: no dropout, running statistics."""
-    carried = make_carried(module, inputs, prepare)
+    carried = make_carried(module, inputs)
     return lambda variables, batch: carried(variables, batch)[0]
 
 
-def make_carried(module: nn.Module, inputs: Sequence[str], prepare: Callable | None = None):
+def make_carried(module: nn.Module, inputs: Sequence[str]):
     """`make_forward`'s function for batches that follow on each other: `forward(variables, batch) -> (outputs, carry)`.
 
     `carry` is what the variables of the next batch differ by: {"carry": ...} of a recurrent module, {} of others.
     """
 
     def forward(variables: dict, batch: Batch):
-        if prepare is not None:
-            batch = prepare(batch)
         kept = [name for name in ("carry",) if name in variables]
         outputs, carry = module.apply(variables, *(batch[name] for name in inputs), train=False, mutable=kept)
         return outputs, dict(carry)
@@ -182,24 +142,33 @@ def make_carried(module: nn.Module, inputs: Sequence[str], prepare: Callable | N
 
 
 def make_sums(loss: Loss, metrics: Sequence[Metric | HostMetric]):
-    """The function `sums_of(outputs, batch) -> sums`: of the loss and each `Metric`, over rows whose mask is True."""
+    """The function `sums_of(outputs, batch, constants=()) -> sums`: of the loss and each `Metric`, over rows whose mask
+    is True. `constants` are those of the loss."""
     added = [metric for metric in metrics if isinstance(metric, Metric)]
+    _, call = with_constants(loss)
 
-    def sums_of(outputs: Array, batch: Batch) -> dict:
+    def sums_of(outputs: Array, batch: Batch, constants: Any = ()) -> dict:
         mask = batch["mask"]
-        losses = jnp.where(mask, loss(outputs, batch["target"]).astype(jnp.float32), 0.0)
+        values, _ = with_terms(call(outputs, batch["target"], constants))
+        losses = jnp.where(mask, values.astype(jnp.float32), 0.0)
         sums = {"loss": {"sum": losses.sum(), "count": mask.sum().astype(jnp.float32)}}
         return sums | {metric.name: metric.update(outputs, batch["target"], mask) for metric in added}
 
     return sums_of
 
 
-def make_evaluate(forward: Callable, loss: Loss, metrics: Sequence[Metric | HostMetric]):
-    """The function `evaluate(variables, batch) -> (sums, carry)` of `make_carried` and `make_sums`."""
+def make_evaluate(
+    forward: Callable, loss: Loss, metrics: Sequence[Metric | HostMetric], prepare: Callable | None = None
+):
+    """The function `evaluate(variables, batch, constants=()) -> (sums, carry)` of `make_carried` and `make_sums`.
+
+    `prepare(batch)` makes of stored rows what the module and the loss take, once for both.
+    """
     sums_of = make_sums(loss, metrics)
 
-    def evaluate(variables: dict, batch: Batch):
+    def evaluate(variables: dict, batch: Batch, constants: Any = ()):
+        batch = batch if prepare is None else prepare(batch)
         outputs, carry = forward(variables, batch)
-        return sums_of(outputs, batch), carry
+        return sums_of(outputs, batch, constants), carry
 
     return evaluate
