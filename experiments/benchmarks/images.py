@@ -100,8 +100,10 @@ ON_GPU = {
     "torch.compile": partial(theirs, channels_last=True, compiled="default"),
 }
 """Without CUDA graphs: a step of this size does not wait for its launches, and compiling once more takes a minute."""
+TINY = {"stage_sizes": (1, 1), "width": 8}
+"""Options of a ResNet that compiles in seconds."""
 SMALLER = {
-    **dict.fromkeys(("resnet18", "resnet50"), {"body": {"stage_sizes": (1, 1), "width": 8}}),
+    **dict.fromkeys(("resnet18", "resnet50"), {"body": TINY}),
     "efficientnet_lite0": {"body": {"depth": 0.2}},
 }
 """What compiles in seconds instead of an architecture, where it need only be shown that a row works."""
@@ -122,6 +124,6 @@ def workload(
     common = {"arch": arch, "precision": rest.get("precision", "fp32"), "options": dict(options or {})}
     return Workload(
         title, ours, variants, common | {"size": size, "images": images, "steps_": steps_, "classes": 1000},
-        common | SMALLER.get(arch, {}) | {"size": 32, "images": 8, "steps_": 2, "classes": 10},
+        common | SMALLER.get(arch, {}) | {"size": 32, "images": 8, "steps_": 2, "classes": 10, "precision": "fp32"},
         unit="images", **rest,
     )  # fmt: skip

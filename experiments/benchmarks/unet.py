@@ -1,5 +1,6 @@
 """A training step of a U-Net over ResNet-34, in bf16."""
 
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
@@ -17,13 +18,15 @@ def batch(size: int, count: int, classes: int) -> dict[str, np.ndarray]:
     return images.batch(size, count, classes) | {"target": masks}
 
 
-def ours(folder: str, size: int, count: int, steps_: int, classes: int, precision: str) -> Side:
+def ours(
+    folder: str, size: int, count: int, steps_: int, classes: int, precision: str, body: Mapping | None = None
+) -> Side:
     from jaxfast import losses, vision
     from jaxfast.models import DynamicUnet
 
     made = vision.ARCHITECTURES[ARCH]
     side, variables = steps.ours(
-        DynamicUnet(made.body(), classes, made.mean, made.std), batch(size, count, classes),
+        DynamicUnet(made.body(**(body or {})), classes, made.mean, made.std), batch(size, count, classes),
         losses.segmentation_cross_entropy, inputs=("image",), steps=steps_, work=count, precision=precision,
     )  # fmt: skip
     steps.leave(folder, torch_names(variables))
@@ -48,8 +51,8 @@ def torch_names(variables) -> dict[str, np.ndarray]:
     return found
 
 
-def unet(classes: int):
-    """fastai's DynamicUnet in torch."""
+def unet(classes: int, body: Mapping | None = None):
+    """fastai's DynamicUnet in torch, over ResNet-34 with the options `body`."""
     import torch
     from torch import nn
     from torch.nn import functional as F
@@ -77,10 +80,10 @@ def unet(classes: int):
             return F.relu(self.conv2(F.relu(self.conv1(x), inplace=True)), inplace=True)
 
     class Unet(nn.Module):
-        def __init__(self, widths=(64, 64, 128, 256, 512)):
+        def __init__(self, stage_sizes=(3, 4, 6, 3), width=64):
             super().__init__()
-            self.body = images.torch_classifier(ARCH, 0)
-            *skips, last = widths
+            self.body = images.torch_classifier(ARCH, 0, body)
+            *skips, last = width, *(width << stage for stage in range(len(stage_sizes)))
             self.norm = nn.BatchNorm2d(last)
             self.middle1, self.middle2 = conv(last, 2 * last, 3), conv(2 * last, last, 3)
             self.depth, width = len(skips), last
@@ -106,17 +109,26 @@ def unet(classes: int):
             x = F.relu(x + F.relu(self.cross2(F.relu(self.cross1(x), inplace=True)), inplace=True), inplace=True)
             return self.output(x)
 
-    return Unet()
+    return Unet(**(body or {}))
 
 
-def theirs(folder: str, size: int, count: int, steps_: int, classes: int, precision: str, **variant) -> Side:
+def theirs(
+    folder: str,
+    size: int,
+    count: int,
+    steps_: int,
+    classes: int,
+    precision: str,
+    body: Mapping | None = None,
+    **variant,
+) -> Side:
     from torch.nn.functional import cross_entropy
 
     from experiments.benchmarks.torch_models import load
 
     given = batch(size, count, classes)
     return steps.theirs(
-        load(unet(classes), steps.found(folder)), [given["image"].transpose(0, 3, 1, 2)],
+        load(unet(classes, body), steps.found(folder)), [given["image"].transpose(0, 3, 1, 2)],
         given["target"].astype(np.int64), cross_entropy, steps=steps_, work=count, precision=precision, **variant,
     )  # fmt: skip
 
@@ -130,7 +142,7 @@ WORKLOADS = {
             "torch.compile": partial(theirs, channels_last=True, compiled="default"),
         },
         {"size": 256, "count": 32, "steps_": 10, "classes": 12, "precision": "bf16"},
-        {"size": 32, "count": 2, "steps_": 2, "classes": 3, "precision": "fp32"},
+        {"size": 32, "count": 2, "steps_": 2, "classes": 3, "precision": "fp32", "body": images.TINY},
         unit="images",
         device="gpu",
         precision="bf16",
