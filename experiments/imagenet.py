@@ -167,7 +167,7 @@ def averaged(learn) -> dict[str, float]:
     from jaxfast import optim
 
     last = learn.state
-    learn.state = last.replace(params=learn._part.merge(optim.averages(last.opt_state), last.params))
+    learn.state = last.replace(params=learn.trainable.merge(optim.averages(last.opt_state), last.params))
     try:
         return learn.validate()
     finally:

@@ -31,11 +31,11 @@ def step_flops(learn) -> float:
     """Operations of one training step of a learner on all devices together, counted in the program before the compiler
     changes it: multiplications and additions of forward, backward, update and augmentation."""
     state = jax.eval_shape(lambda: learn.state)
-    example = learn.data.train.batch(np.arange(1))
+    example = learn.task.example
     rows = lambda x: jax.ShapeDtypeStruct((learn.data.batch_size, *x.shape[1:]), x.dtype)
-    part = learn._part
+    part = learn.trainable
     hypers = {"lr": np.zeros(part.n_groups, np.float32), "momentum": np.float32(0), "weight_decay": np.float32(0)}
-    lowered = jax.jit(learn._programs.step(part)).lower(state, jax.tree.map(rows, example), hypers)
+    lowered = jax.jit(learn.task.step(part)).lower(state, jax.tree.map(rows, example), hypers)
     return float(lowered.cost_analysis()["flops"])
 
 

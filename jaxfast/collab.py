@@ -1,7 +1,6 @@
 """Collaborative filtering: from a table of ratings to a model, and to recommendations (the course's lesson 4)."""
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any
 
 import jax
@@ -156,11 +155,11 @@ class CollabLearner(Learner):
         blocks = [users[i : i + 64] for i in range(0, len(users), 64)]
         return np.concatenate([np.asarray(self._score(self.state.variables, block)) for block in blocks])
 
-    @cached_property
+    @property
     def _score(self) -> Callable:
-        n = len(self.data.codec.items)
-        one = lambda variables, user: self.module.apply(variables, jnp.full(n, user), jnp.arange(n), train=False)
-        return jax.jit(jax.vmap(one, in_axes=(None, 0)))
+        n, module = len(self.data.codec.items), self.module
+        one = lambda variables, user: module.apply(variables, jnp.full(n, user), jnp.arange(n), train=False)
+        return self.programs.get("score", (module, n), lambda: jax.jit(jax.vmap(one, in_axes=(None, 0))))
 
     def _embeddings(self, side: str) -> Embeddings:
         codec = self.data.codec

@@ -167,7 +167,7 @@ def save_export(path: str | os.PathLike, module, variables: dict, data, loss) ->
 
     # Here and not above, so that load_export needs neither flax nor optax.
     from jaxfast.losses import activation_of
-    from jaxfast.training.step import make_forward
+    from jaxfast.training.evaluate import make_forward
 
     if "://" in os.fspath(path):
         raise ValueError(f"cannot export to {path}: give a path on this machine, and copy the file")
@@ -185,7 +185,7 @@ def save_export(path: str | os.PathLike, module, variables: dict, data, loss) ->
 
     def predict(weights, batch):
         batch = batch if data.prepare is None else data.prepare(batch)
-        return activation(forward(tree.unflatten([weights[name] for name in names]), batch))
+        return activation(forward(tree.unflatten([weights[name] for name in names]), batch)[0])
 
     batch, padded = jax.export.symbolic_shape(f"batch, {LENGTHS}")
     example = {name: jax.numpy.asarray(value) for name, value in data.encode(data.valid[0]).items()}

@@ -1,21 +1,19 @@
-"""The notebook face: data, a model and a training state, and the functions of the library under short names."""
+"""The notebook face: a task, a training state, and the functions of the library under short names."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
+import optax
 
 from jaxfast import losses, optim, training
 from jaxfast import metrics as metrics_
 from jaxfast import precision as precision_
-from jaxfast.data import loader
 from jaxfast.data.prediction import Prediction
 from jaxfast.export import save_export
-from jaxfast.fits import Fits
 from jaxfast.interpret import (
     INTERPRETATIONS,
     Interpretation,
@@ -27,13 +25,26 @@ from jaxfast.interpret import (
     grad_cam,
 )
 from jaxfast.mesh import check_batch_size, data_mesh
-from jaxfast.messages import first
+from jaxfast.messages import check_whole, first
 from jaxfast.training import check
+from jaxfast.training.progress import bar
 
 OPTIMIZERS = {"adamw": optim.hyper_adamw, "sgd": optim.hyper_sgd, "rmsprop": optim.hyper_rmsprop}
 
+Recipes = Sequence[training.recipes.AfterEpoch]
+Rates = float | slice | Sequence[float] | optax.Schedule
 
-class Learner(Fits):
+
+def _of_task(name: str, doc: str) -> property:
+    """A property that is read from the learner's task and, assigned, replaces the task."""
+
+    def replace(self: "Learner", value: Any) -> None:
+        self._replace(**{name: value})
+
+    return property(lambda self: getattr(self.task, name), replace, doc=doc)
+
+
+class Learner:
     """Trains `module` on `data`: holds a state and calls the functions of `jaxfast.training`.
 
     `data`: an object with train, valid, batch_size, inputs, classes, augment, prepare and encode, such as
@@ -77,38 +88,25 @@ class Learner(Fits):
             data, module, loss=loss, weight_decay=weight_decay, moms=moms, seed=seed, norm_groups=norm_groups,
             resident=resident, accumulate=accumulate,
         )  # fmt: skip
-        self.mesh = data_mesh(devices)
-        check_batch_size(data.batch_size, self.mesh)
+        mesh = data_mesh(devices)
+        check_batch_size(data.batch_size, mesh)
         optimizer = check.check_optimizer(optimizer, OPTIMIZERS)
         if isinstance(checkpoints, (str, Path)):
             checkpoints = training.Checkpoints(checkpoints)
         if checkpoints is not None and norm_groups is None:  # a run keeps its groups on other devices
             norm_groups = (checkpoints.about() or {}).get("norm_groups")
-        self.workers, self.data, self.optimizer, self.quiet = workers, data, optimizer, quiet or jax.process_index() > 0
-        self.checkpoints = checkpoints
+        self.checkpoints, self.quiet = checkpoints, quiet or jax.process_index() > 0
         self.weight_decay, self.moms, self.train_norm = weight_decay, tuple(moms), train_norm
-        self.precision = precision_.resolve(precision, self.mesh.devices.flat[0])
-        self.module = precision_.cast_module(module, self.precision.dtype)
-        self.groups = getattr(module, "groups", None)
-        self.frozen_to = 0
-        self.history = training.History()
-        self._pace = training.Pace()
-        self._resident, self._sizes = resident, {}
-        self._programs = training.Programs(
-            self.module,
-            data,
-            loss,
-            metrics_.resolve(metrics),
-            optimizer,
-            self.mesh,
-            norm_groups or self.mesh.size,
-            _lies_on_device(data, resident),
-            accumulate,
-            shard,
-        )
-        self._terms = check.check_task(self._programs, variables)
+        self.groups, self.frozen_to = getattr(module, "groups", None), 0
+        self.history, self.programs = training.History(), training.Programs()
+        kind = precision_.resolve(precision, mesh.devices.flat[0])
+        self.task = training.Task(
+            data, precision_.cast_module(module, kind.dtype), loss, metrics_.resolve(metrics), optimizer, mesh, kind,
+            norm_groups or mesh.size, resident, accumulate, shard, workers,
+        )  # fmt: skip
+        self._terms = check.check_task(self.task, variables)
 
-        example = data.train.batch(np.arange(1))
+        example = self.task.example
         if data.prepare is not None:
             example = data.prepare(example)
         self.state = training.create_state(
@@ -117,11 +115,43 @@ class Learner(Fits):
             self.optimizer,
             groups=self.groups,
             variables=variables,
-            loss_scale=precision_.LossScale.create() if self.precision.loss_scale else None,
+            loss_scale=precision_.LossScale.create() if kind.loss_scale else None,
             seed=seed,
-            mesh=self.mesh,
+            mesh=mesh,
             shard=shard,
         )
+
+    # What is trained, and how
+
+    data = _of_task("data", "The data. Other data of the same kind may be assigned; the state stays.")
+    loss = _of_task("loss", "The loss, a function (outputs, target) -> (batch,). Another one may be assigned.")
+    metrics = _of_task("metrics", "The metrics of validation. Names or functions may be assigned.")
+    module = property(lambda self: self.task.module, doc="The Linen module, in the precision that it computes in.")
+    optimizer = property(lambda self: self.task.optimizer, doc="The function (hypers, labels=) of its transformation.")
+    mesh = property(lambda self: self.task.mesh, doc="The devices.")
+    precision = property(lambda self: self.task.precision, doc="The type of the computation.")
+
+    @property
+    def trainable(self) -> training.Trainable:
+        """Which parameters train now, and the group of each."""
+        return training.trainable(self.state.params, self.groups, freeze_to=self.frozen_to, train_norm=self.train_norm)
+
+    @property
+    def evaluator(self) -> training.Evaluator:
+        """The model over data sets."""
+        return training.Evaluator(self.task, self.programs)
+
+    def _replace(self, **changes: Any) -> None:
+        """Another task with the same state. Raises ValueError where it does not fit the model; nothing changes then."""
+        if "metrics" in changes:
+            changes["metrics"] = metrics_.resolve(changes["metrics"])
+        task = self.task.replaced(**changes)
+        check.check_settings(
+            task.data, task.module, loss=task.loss, weight_decay=self.weight_decay, moms=self.moms, seed=0,
+            norm_groups=task.norm_groups, resident=task.resident, accumulate=task.accumulate,
+        )  # fmt: skip
+        check_batch_size(task.data.batch_size, task.mesh)
+        self._terms, self.task = check.check_task(task, self.state.variables), task
 
     # Which parameters train, and on which size
 
@@ -138,7 +168,7 @@ class Learner(Fits):
         if frozen_to != self.frozen_to:
             self.frozen_to = frozen_to
             opt_state = training.fresh_opt_state(
-                self.optimizer, part, self.state.params, mesh=self.mesh, shard=self._programs.shard
+                self.optimizer, part, self.state.params, mesh=self.mesh, shard=self.task.shard
             )
             self.state = self.state.replace(opt_state=opt_state)
 
@@ -159,29 +189,178 @@ class Learner(Fits):
         """
         if not hasattr(self.data, "resized"):
             raise ValueError(f"{type(self.data).__name__} has no size: only images can be resized")
-        data = self.data.resized(size, presize)
-        key = data.size, data.train.size
-        self._sizes[self.data.size, self.data.train.size] = self._programs, self._pace
-        programs, pace = self._sizes.get(key, (None, training.Pace()))
-        if programs is None:
-            resident = _lies_on_device(data, self._resident)
-            programs = dataclasses.replace(self._programs, data=data, resident=resident, _chunks={})
-            self._terms = check.check_task(programs, self.state.variables)
-        self.data, self._programs, self._pace = programs.data, programs, pace
-        for name in ("_feed", "_valid_data"):  # the images of the size before leave the device
-            self.__dict__.pop(name, None)
+        self.data = self.data.resized(size, presize)
+
+    # Training
+
+    def lr_find(self, start: float = 1e-7, end: float = 10.0, steps: int = 100) -> training.LRFinder:
+        """Try rates from `start` to `end` on a copy of the state; the learner stays as it is. See
+        `training.lr_find`."""
+        program = self.task.training_program(self.trainable, self.programs)
+        with bar("lr_find", steps, quiet=self.quiet) as update:
+            return training.lr_find(
+                self.state,
+                program.chunk,
+                self.task.source,
+                start=start,
+                end=end,
+                steps=steps,
+                n_groups=self.trainable.n_groups,
+                weight_decay=self.weight_decay,
+                pace=program.pace,
+                on_progress=update,
+            )
+
+    def fit(self, epochs: int, lr: Rates, *, weight_decay: float | None = None, after_epoch: Recipes = ()) -> None:
+        """Train at a constant rate (or by a schedule over all steps, the same for every group) and the first
+        momentum."""
+        rates = [lr] * self.trainable.n_groups if callable(lr) else self._rates(lr)
+        decay = self._decay(weight_decay, after_epoch)
+        rows = training.hyper_rows(self._steps(epochs), rates, self.moms[0], decay)
+        self._fit(rows, epochs, after_epoch)
+
+    def fit_one_cycle(
+        self,
+        epochs: int,
+        lr: Rates,
+        *,
+        div: float = 25.0,
+        div_final: float = 1e5,
+        pct_start: float = 0.25,
+        moms: Sequence[float] | None = None,
+        part: tuple[int, int] | None = None,
+        weight_decay: float | None = None,
+        after_epoch: Recipes = (),
+    ) -> None:
+        """Train with one cycle of rate and momentum (Smith 2018; fastai's fit_one_cycle): `schedules.one_cycle`.
+
+        `part=(start, end)` trains only those epochs of the cycle, counted from 0, `end` not included, so that a cycle
+        goes on after something else has changed: `fit_one_cycle(9, lr, part=(0, 5))`, `resize(192)`,
+        `fit_one_cycle(9, lr, part=(5, 9))`. ValueError for a part that is none.
+        """
+        shape = {"moms": moms or self.moms, "pct_start": pct_start, "div": div, "div_final": div_final}
+        decay, rates = self._decay(weight_decay, after_epoch), self._rates(lr)
+        rows = training.one_cycle_table(self._steps(epochs), rates, decay, **shape)
+        start, end = check.check_part(part, epochs)
+        each = self._steps(1)
+        self._fit(training.cut(rows, start * each, end * each), end - start, after_epoch)
+
+    def fit_flat_cos(
+        self,
+        epochs: int,
+        lr: Rates,
+        *,
+        div_final: float = 1e5,
+        pct_start: float = 0.75,
+        weight_decay: float | None = None,
+        after_epoch: Recipes = (),
+    ) -> None:
+        """Train at a flat rate, then a cosine down to lr / div_final (fastai's fit_flat_cos)."""
+        shape = {"momentum": self.moms[0], "div_final": div_final, "pct_start": pct_start}
+        decay, rates = self._decay(weight_decay, after_epoch), self._rates(lr)
+        self._fit(training.flat_cosine_table(self._steps(epochs), rates, decay, **shape), epochs, after_epoch)
+
+    def fit_sgdr(
+        self,
+        n_cycles: int,
+        cycle_len: int,
+        lr: Rates,
+        *,
+        cycle_mult: int = 2,
+        weight_decay: float | None = None,
+        after_epoch: Recipes = (),
+    ) -> None:
+        """Train with warm restarts (Loshchilov and Hutter 2017; fastai's fit_sgdr): cycles of cycle_len * cycle_mult**i
+        epochs, each a cosine from the rate to 0."""
+        shape = {"momentum": self.moms[0], "cycle_mult": cycle_mult}
+        decay, rates, each = self._decay(weight_decay, after_epoch), self._rates(lr), self._steps(cycle_len)
+        rows = training.sgdr_table(n_cycles, each, rates, decay, **shape)
+        self._fit(rows, sum(cycle_len * cycle_mult**i for i in range(n_cycles)), after_epoch)
+
+    def fine_tune(
+        self,
+        epochs: int,
+        lr: float = 2e-3,
+        *,
+        freeze_epochs: int = 1,
+        lr_mult: float = 100.0,
+        pct_start: float = 0.3,
+        div: float = 5.0,
+        weight_decay: float | None = None,
+        keep_best: bool | str = False,
+        after_epoch: Recipes = (),
+    ) -> None:
+        """Train the head with the body frozen, then everything with discriminative rates (fastai's fine_tune).
+
+        A cycle of `freeze_epochs` at slice(lr) with pct_start .99; then lr is halved, and `epochs` at slice(lr /
+        lr_mult, lr). With `keep_best` the parameters of the best epoch of both cycles are put back at the end, as the
+        course does by hand with save and load: True watches valid_loss, or name a metric.
+        """
+        check.check_fine_tune(epochs, freeze_epochs, lr, lr_mult)
+        best = training.recipes.keep_best(*([keep_best] if isinstance(keep_best, str) else []))
+        if keep_best:
+            after_epoch = [*after_epoch, best]
+        self.freeze()
+        self.fit_one_cycle(freeze_epochs, slice(lr), pct_start=0.99, weight_decay=weight_decay, after_epoch=after_epoch)
+        self.unfreeze()
+        lr = lr / 2
+        self.fit_one_cycle(
+            epochs,
+            slice(lr / lr_mult, lr),
+            pct_start=pct_start,
+            div=div,
+            weight_decay=weight_decay,
+            after_epoch=after_epoch,
+        )
+        if keep_best and not self.quiet:
+            print(f"kept epoch {best.epoch}: {best.monitor} {best.value:.4f}")
+
+    def _steps(self, epochs: int) -> int:
+        check_whole("epochs", epochs)
+        return epochs * (len(self.data.train) // self.data.batch_size)
+
+    def _rates(self, lr: Rates) -> tuple[float, ...]:
+        check.check_rates(lr)
+        return optim.discriminative(lr, self.trainable.n_groups)
+
+    def _decay(self, given: float | None, after_epoch: Recipes) -> float:
+        """The weight decay of a fit, what it is given being checked."""
+        decay = self.weight_decay if given is None else given
+        check.check_fit(after_epoch, (*self._terms, *(metric.name for metric in self.metrics)), decay)
+        return decay
+
+    def _fit(self, rows: training.Rows, epochs: int, after_epoch: Recipes) -> None:
+        program = self.task.training_program(self.trainable, self.programs)
+        progress = training.fit_epochs(
+            self.state,
+            program.chunk,
+            self.task.source,
+            rows,
+            epochs,
+            validate=lambda variables: self.evaluator.validate(variables, self.task.held_out),
+            metrics=[metric.name for metric in self.metrics],
+            terms=self._terms,
+            history=self.history,
+            after_epoch=after_epoch,
+            checkpoints=self.checkpoints,
+            about=self._about,
+            pace=program.pace,
+            quiet=self.quiet,
+        )
+        for self.state, self.history in progress:
+            pass
 
     # Evaluation
 
     def validate(self, dataset=None) -> dict[str, float]:
         """The loss and the metrics on the validation set, or on `dataset`: {"loss": ..., "accuracy": ...}."""
-        return self._programs.validate(self.state.variables, self._valid_data if dataset is None else dataset)
+        return self.evaluator.validate(self.state.variables, self.task.held_out if dataset is None else dataset)
 
     def get_preds(self, dataset=None) -> tuple[np.ndarray, np.ndarray]:
         """Predictions (probabilities where the loss takes logits) and targets of the validation set, or of
         `dataset`."""
         dataset = self.data.valid if dataset is None else dataset
-        return self._programs.outputs(self.state.variables, dataset)[:2]
+        return self.evaluator.predictions(self.state.variables, dataset)[:2]
 
     def tta(
         self, dataset=None, *, n: int = 4, beta: float = 0.25, crops: int | None = None, zoom: float = 1.0
@@ -196,19 +375,20 @@ class Learner(Fits):
         """
         dataset = self.data.valid if dataset is None else dataset
         if crops is not None:
-            return self._programs.crop_tta(self.state.variables, dataset, n=crops, zoom=zoom)
-        return self._programs.tta(self.state.variables, dataset, self.state.key, n=n, beta=beta)
+            return self.evaluator.crop_tta(self.state.variables, dataset, n=crops, zoom=zoom)
+        return self.evaluator.tta(self.state.variables, dataset, self.state.key, n=n, beta=beta)
 
     def intervals(self, dataset=None, *, level: float = 0.95, n: int = 1000, seed: int = 0) -> dict[str, Interval]:
         """Every metric on the validation set, or on `dataset`, with its confidence interval."""
         dataset = self.data.valid if dataset is None else dataset
         check_level(level)
-        rows = self._programs.raw_outputs(self.state.variables, dataset)
-        return {m.name: confidence_interval(m, *rows, level=level, n=n, seed=seed) for m in self._programs.metrics}
+        outputs, targets, _ = self.evaluator.outputs(self.state.variables, dataset)
+        interval = lambda metric: confidence_interval(metric, outputs, targets, level=level, n=n, seed=seed)
+        return {metric.name: interval(metric) for metric in self.metrics}
 
     def predict(self, item) -> Prediction:
         """What the model says of one item: a path, a PIL image, an array, or an example such as `data.valid[3]`."""
-        outputs = self._programs.predict(self.state.variables, self._encode(item))
+        outputs = self.evaluator.predict(self.state.variables, self._encode(item))
         answer = self.data.decode(np.asarray(outputs)[0])
         return answer.of(item) if hasattr(answer, "of") else answer
 
@@ -222,7 +402,7 @@ class Learner(Fits):
         if task not in INTERPRETATIONS:
             raise ValueError(f"an interpretation is of classes, this data is for {task}: see show_results or get_preds")
         dataset = self.data.valid if dataset is None else dataset
-        probabilities, targets, losses_ = self._programs.outputs(self.state.variables, dataset)
+        probabilities, targets, losses_ = self.evaluator.predictions(self.state.variables, dataset)
         return INTERPRETATIONS[task](probabilities, targets, losses_, self.data.classes, dataset)
 
     def heatmap(self, item, *, layer: str | None = None, target: int | None = None):
@@ -253,7 +433,7 @@ class Learner(Fits):
             type(self.module).__name__,
             self.state.params,
             self.groups,
-            self._part,
+            self.trainable,
             everything,
             self.precision.dtype.name,
         )
@@ -280,13 +460,12 @@ class Learner(Fits):
         except ValueError:
             self.frozen_to, self.train_norm, self.state = before
             raise
-        self._programs = dataclasses.replace(self._programs, norm_groups=about["norm_groups"], _chunks={})
-        self._sizes = {}
+        self.task = self.task.replaced(norm_groups=about["norm_groups"])
 
     def export(self, path: str | Path) -> None:
         """Write the model as one file that `jaxfast.load_export` predicts with, without its code:
         `export.save_export`."""
-        save_export(path, self.module, self.state.variables, self.data, self._programs.loss)
+        save_export(path, self.module, self.state.variables, self.data, self.loss)
 
     # What the methods above share
 
@@ -295,32 +474,10 @@ class Learner(Fits):
         return {
             "frozen_to": self.frozen_to,
             "train_norm": self.train_norm,
-            "norm_groups": self._programs.norm_groups,
+            "norm_groups": self.task.norm_groups,
             "classes": [str(name) for name in self.data.classes or ()],
         }
-
-    @property
-    def _part(self) -> training.Trainable:
-        return training.trainable(self.state.params, self.groups, freeze_to=self.frozen_to, train_norm=self.train_norm)
-
-    @cached_property
-    def _feed(self) -> loader.Resident | loader.Streamed:
-        if hasattr(self.data, "feed"):
-            return self.data.feed(self.mesh, resident=self._programs.resident)
-        if self._programs.resident:
-            return loader.Resident.put(self.data.train, self.data.batch_size, self.mesh)
-        return loader.Streamed(self.data.train, self.data.batch_size, self.mesh, self.workers)
-
-    @cached_property
-    def _valid_data(self):
-        if self._programs.resident:
-            return loader.padded(self.data.valid, self.data.batch_size, self.mesh)
-        return self.data.valid
 
     def _encode(self, item) -> dict[str, np.ndarray]:
         example = self.data.encode(item)
         return {name: np.asarray(value)[None] for name, value in example.items() if name != "target"}
-
-
-def _lies_on_device(data, resident: bool | str) -> bool:
-    return loader.fits(data.train, data.valid) if resident == "auto" else bool(resident)

@@ -167,7 +167,7 @@ class TabularLearner(Learner):
             batch = {name: values[start : start + block] for name, values in arrays.items()}
             short = block - len(batch["numbers"])
             batch = {name: np.pad(values, ((0, short), (0, 0))) for name, values in batch.items()}
-            parts.append(np.asarray(self._programs.predict(self.state.variables, batch))[: block - short])
+            parts.append(np.asarray(self.evaluator.predict(self.state.variables, batch))[: block - short])
         return np.concatenate(parts)
 
 

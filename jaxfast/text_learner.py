@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any
 
 import jax
@@ -43,7 +42,7 @@ class TextLearner(Learner):
         """Write the classifier as one file that reads texts of any length: `export.save_export`."""
         # Chunks of the size that every padded length is a multiple of, and a program for every platform.
         module = self.module.clone(encoder=self.module.encoder.clone(kernel="scan"), bptt=8)
-        save_export(path, module, self.state.variables, self.data, self._programs.loss)
+        save_export(path, module, self.state.variables, self.data, self.loss)
 
     def load_encoder(self, encoder: "TextLearner | TextWeights | str | os.PathLike") -> None:
         """Take over an encoder as `language_learner` does; ValueError where its sizes differ."""
@@ -117,19 +116,21 @@ class LanguageLearner(TextLearner):
         """ValueError: an export answers one item by itself, and a language model goes on from word to word."""
         raise ValueError("a language model cannot be exported: keep it with save or save_encoder, export a classifier")
 
-    @cached_property
+    @property
     def _advance(self) -> Callable:
-        never = np.isin(np.arange(len(self.data.vocab)), [SPECIAL.index(UNK), PAD_ID])
+        module, size = self.module, len(self.data.vocab)
+        never = np.isin(np.arange(size), [SPECIAL.index(UNK), PAD_ID])
 
         def advance(variables, tokens, state):
-            logits, state = self.module.apply(variables, tokens, state, method="advance")
+            logits, state = module.apply(variables, tokens, state, method="advance")
             return jax.nn.log_softmax(jax.numpy.where(never, -jax.numpy.inf, logits)), state
 
-        return jax.jit(advance)
+        return self.programs.get("advance", (module, size), lambda: jax.jit(advance))
 
-    @cached_property
+    @property
     def _rows(self) -> Callable:
-        return jax.jit(lambda state, rows: jax.tree.map(lambda x: x[rows], state))
+        take = lambda state, rows: jax.tree.map(lambda x: x[rows], state)
+        return self.programs.get("rows", (), lambda: jax.jit(take))
 
 
 def text_weights(encoder) -> TextWeights | None:

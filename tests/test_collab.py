@@ -91,7 +91,7 @@ def test_everything_decays():
     learn = collab.learner(collab.from_frame(frame(), batch_size=32), n_factors=4, quiet=True)
     before = jax.tree.map(np.asarray, learn.state.params)
     row = {"lr": jnp.array([0.5]), "momentum": 0.9, "weight_decay": 0.1}
-    part = learn._part
+    part = learn.trainable
     transformation = learn.optimizer(row, labels=lambda _: part.labels)
     zeros = jax.tree.map(jnp.zeros_like, learn.state.params)
     updates, _ = transformation.update(zeros, learn.state.opt_state, learn.state.params)

@@ -15,7 +15,6 @@ FLOORS = [
     {"models", "pretrained", "data", "augment", "mix"},
     {"training"},
     {"interpret", "export"},
-    {"fits"},
     {"learner"},
     {"vision", "text", "text_learner", "tabular", "collab"},
     {"sweep", "rehearse", "__main__"},

@@ -69,7 +69,8 @@ def test_lr_find_equals_single_steps():
     assert len(found.lrs) == 10
 
     # the same chunk program, one step at a time: bit for bit
-    programs, part, feed = learn._programs, learn._part, learn._feed
+    part, feed = learn.trainable, learn.task.source
+    chunk = learn.task.training_program(part, learn.programs).chunk
     rows = {
         "lr": np.repeat(found.lrs[:, None], 3, 1).astype(np.float32),
         "momentum": np.full(10, 0.9, np.float32),
@@ -78,7 +79,7 @@ def test_lr_find_equals_single_steps():
     state, losses_ = jax.tree.map(jnp.copy, learn.state), []
     for i in range(10):
         row = {name: values[i : i + 1] for name, values in rows.items()}
-        for piece in training.run(state, programs.chunk(part), feed, row):
+        for piece in training.run(state, chunk, feed, row):
             state = piece.state
             losses_.extend(piece.losses.tolist())
     np.testing.assert_array_equal(losses_, found.raw_losses)

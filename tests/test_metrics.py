@@ -463,7 +463,7 @@ def test_a_learner_with_metrics_of_both_kinds(resident):
     assert results["f1"] == pytest.approx(sk.f1_score(targets, probability.argmax(1), average="macro", zero_division=0))
     assert results["roc_auc"] == pytest.approx(sk.roc_auc_score(targets, probability, multi_class="ovr"), abs=1e-5)
     assert results["perplexity"] == pytest.approx(np.exp(results["loss"]), rel=1e-5)
-    outputs, again = learn._programs.raw_outputs(learn.state.variables, learn.data.valid)
+    outputs, again, _ = learn.evaluator.outputs(learn.state.variables, learn.data.valid)
     np.testing.assert_array_equal(again, targets)
     np.testing.assert_allclose(jax.nn.softmax(outputs), probability, rtol=1e-4, atol=1e-6)
 

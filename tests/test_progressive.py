@@ -15,16 +15,16 @@ def _same(a, b):
 def test_a_resized_learner_keeps_its_weights_and_compiles_each_size_once():
     learn = learner()
     learn.fit_one_cycle(1, 1e-3)
-    small, state, train = learn._programs, learn.state, learn.data.train
+    small, state, train = learn.data, learn.state, learn.data.train
     learn.resize(24)
     assert learn.state is state and learn.data.size == (24, 24)
     np.testing.assert_array_equal(learn.data.train.index, train.index)
-    np.testing.assert_array_equal(learn.data.valid.targets, small.data.valid.targets)
+    np.testing.assert_array_equal(learn.data.valid.targets, small.valid.targets)
     assert learn.data.train.batch(np.arange(2))["image"].shape == (2, 24, 24, 3)
     with compilations() as first:
         learn.fit_one_cycle(1, 1e-3)
     assert sum(name == "jit(chunk)" for name in first) == 1
-    assert learn._programs is not small and len(learn.history) == 2
+    assert learn.data is not small and len(learn.history) == 2
     with compilations() as again:
         for size in (16, 24):
             learn.resize(size)

@@ -295,6 +295,6 @@ def test_a_worker_of_a_data_loader_decodes_by_itself(monkeypatch, train):
 
 def test_the_learner_passes_workers_on():
     learn = learner(resident=False, workers=3)
-    assert learn._feed.workers == 3
+    assert learn.task.source.workers == 3
     with pytest.raises(ValueError, match="workers=-1: give a whole number from 0 on"):
         loader.Streamed(learn.data.train, 8, learn.mesh, workers=-1)

@@ -198,7 +198,7 @@ def test_defaults_follow_the_target():
         ({"target": "price", "log": True}, "rmspe"),
     ):
         learn = tabular.learner(make(**options), layers=(4,), **DEVICE)
-        assert [m.name for m in learn._programs.metrics] == [metric]
+        assert [m.name for m in learn.metrics] == [metric]
 
 
 def test_several_outputs():
@@ -252,7 +252,7 @@ def test_bad_settings_are_refused(data, options, message):
 def test_eight_devices_train_alike():
     data = make(batch_size=64)
     learn = tabular.learner(data, layers=(16, 8), quiet=True)
-    assert isinstance(learn.module, TabularNet) and learn._programs.norm_groups == BatchNorm.groups * 8
+    assert isinstance(learn.module, TabularNet) and learn.task.norm_groups == BatchNorm.groups * 8
     learn.fit_one_cycle(4, 2e-2)
     assert learn.validate()["accuracy"] > 0.7
 

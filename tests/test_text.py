@@ -86,7 +86,7 @@ def test_streamed_resident_and_distributed_training_agree(language):
     for options in ({"resident": True}, {"resident": False}, {"devices": jax.devices()}):
         learn = text.language_learner(language.data, config=SMALL, seed=3, **(OPTIONS | options))
         learn.fit(1, 1e-2)
-        outputs, targets = learn._programs.raw_outputs(learn.state.variables, learn._valid_data)  # as host metrics do
+        outputs, targets, _ = learn.evaluator.outputs(learn.state.variables, learn.task.held_out)  # as host metrics do
         scores = np.take_along_axis(np.asarray(jax.nn.log_softmax(outputs)), targets[..., None], -1)
         assert learn.validate()["loss"] == pytest.approx(-scores.mean(), rel=1e-4)
         found.append((learn.history.losses, learn.validate()["loss"]))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from small import data, learner
 
+from jaxfast import training
 from jaxfast.augment import image_augment
 from jaxfast.mix import compose, mixup
 from jaxfast.training.tta import TTA, corner_crops, crop_tta, make_crop_tta, make_tta, tta
@@ -83,7 +84,7 @@ def test_errors(items, options, message):
 
 
 def programs_tta(learn, n=4, beta=0.25):
-    return learn._programs.tta(learn.state.variables, learn.data.valid, learn.state.key, n=n, beta=beta)
+    return learn.evaluator.tta(learn.state.variables, learn.data.valid, learn.state.key, n=n, beta=beta)
 
 
 def test_a_learner():
@@ -106,7 +107,7 @@ def test_no_mixing_and_nothing_to_average():
     learn = learner(mixed)
     np.testing.assert_allclose(programs_tta(learn)[0], learn.get_preds()[0], rtol=1e-4, atol=1e-6)
     for augment in (None, mixup(3)):
-        learn._programs = dataclasses.replace(learn._programs, data=dataclasses.replace(task, augment=augment))
+        learn.data = dataclasses.replace(task, augment=augment)
         with pytest.raises(ValueError, match="no random transforms to average over: make it with augment=True"):
             programs_tta(learn)
 
@@ -189,6 +190,7 @@ def test_crops_need_larger_images_and_labels():
     with pytest.raises(ValueError, match="have one crop of 16x16: give them a larger presize="):
         learn.tta(crops=5)
     assert learn.tta(crops=5, zoom=1.2)[0].shape == (13, 3)
-    learn._programs = dataclasses.replace(learn._programs, data=dataclasses.replace(learn.data, task="points"))
+    task = learn.task.replaced(data=dataclasses.replace(learn.data, task="points"))
+    points = training.Evaluator(task, learn.programs)
     with pytest.raises(ValueError, match="crops are averaged over whole images, the targets are points"):
-        learn.tta(crops=5, zoom=1.2)
+        points.crop_tta(learn.state.variables, learn.data.valid, n=5, zoom=1.2)

@@ -55,10 +55,10 @@ def test_they_compose_in_a_learner():
     learn.freeze()
     learn.fit(2, 1e-2)
     average = averages(learn.state.opt_state)
-    trained, frozen = learn._part.split(learn.state.params)
+    trained, frozen = learn.trainable.split(learn.state.params)
     assert jax.tree.structure(average) == jax.tree.structure(trained)
     assert not np.array_equal(average["head"]["dense1"]["kernel"], trained["head"]["dense1"]["kernel"])
-    learn.state = learn.state.replace(params=learn._part.merge(average, frozen))
+    learn.state = learn.state.replace(params=learn.trainable.merge(average, frozen))
     assert np.isfinite(learn.validate()["loss"])
 
 

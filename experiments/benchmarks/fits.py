@@ -31,7 +31,7 @@ def ours(folder: str, learn, epochs: int, lr: float, **weights: np.ndarray) -> S
     """A side of whole fits of a learner; leaves the `weights` that theirs begins with, and the order of the rows."""
     from jaxfast import training
 
-    feed, state = learn._feed, learn.state
+    feed, state = learn.task.source, learn.state
     steps.leave(folder, {"order": training.epoch_order(state.key, 0, feed.examples), **weights})
 
     def run() -> list[float]:

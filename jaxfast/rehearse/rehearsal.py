@@ -12,10 +12,11 @@ from jax.sharding import Mesh
 
 from jaxfast import precision as precision_
 from jaxfast._extras import need
+from jaxfast.losses import with_constants
 from jaxfast.mesh import by_rows, check_batch_size, data_mesh, replicated
 from jaxfast.rehearse import hlo
 from jaxfast.rehearse.chips import CHIPS, Chip
-from jaxfast.training import create_state, trainable
+from jaxfast.training import create_state
 
 
 class DoesNotFit(Exception):
@@ -84,16 +85,10 @@ def rehearse(
     module = precision_.cast_module(learn.module, kind.dtype)
     if hasattr(module, "batch_size"):  # a language model carries a state per stream
         module = module.clone(batch_size=batch_size)
-    programs = dataclasses.replace(
-        learn._programs,
-        module=module,
-        mesh=mesh,
-        norm_groups=norm_groups or mesh.size,
-        _chunks={},
-    )
-    example = learn.data.train.batch(np.arange(1))
+    task = learn.task.replaced(module=module, mesh=mesh, norm_groups=norm_groups or mesh.size)
+    example = task.example
     inputs = example if learn.data.prepare is None else learn.data.prepare(example)
-    part = trainable(learn.state.params, learn.groups, freeze_to=learn.frozen_to, train_norm=learn.train_norm)
+    part = learn.trainable
     state = create_state(
         module,
         [np.asarray(inputs[name]) for name in learn.data.inputs],
@@ -101,16 +96,18 @@ def rehearse(
         part=part,
         loss_scale=precision_.LossScale.create() if kind.loss_scale else None,
         mesh=mesh,
-        shard=programs.shard,
+        shard=task.shard,
         abstract=True,
     )
     abstract = lambda x, shape, sharding: jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
     batch = {name: abstract(x, (batch_size, *x.shape[1:]), by_rows(mesh)) for name, x in example.items()}
     hypers = {"lr": jnp.zeros(part.n_groups), "momentum": jnp.float32(0), "weight_decay": jnp.float32(0)}
     hypers = jax.tree.map(lambda x: abstract(x, x.shape, replicated(mesh)), hypers)
+    constants, _ = with_constants(task.loss)
+    constants = jax.tree.map(lambda x: abstract(x, x.shape, replicated(mesh)), constants)
 
     clock = time.perf_counter()
-    compiled = _compiled(jax.jit(programs.step(part), donate_argnums=0).lower(state, batch, hypers))
+    compiled = _compiled(jax.jit(task.step(part), donate_argnums=0).lower(state, batch, hypers, constants))
     seconds = time.perf_counter() - clock
     text, memory = compiled.as_text(), compiled.memory_analysis()
     cycles = hlo.cycles(text)

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxfast import optim, schedules, training
+from jaxfast import optim, training
 from jaxfast.data.loader import Resident
 from jaxfast.learner import Learner
-from jaxfast.messages import first
+from jaxfast.messages import check_whole, first
 from jaxfast.sweep.space import Setting
 
 KNOWN = ("lr", "weight_decay", "pct_start", "div", "div_final")
@@ -33,15 +33,17 @@ def run_together(learn: Learner, given: Sequence[Setting], epochs: int) -> list[
         raise ValueError(f"{strange[0]!r} changes the program: settings that run together may differ in {first(KNOWN)}")
     if any("lr" not in setting for setting in given):
         raise ValueError("each setting needs a learning rate: {'lr': 1e-3, ...}")
-    if not isinstance(learn._feed, Resident):
+    check_whole("epochs", epochs)
+    state, feed = learn.state, learn.task.source
+    if not isinstance(feed, Resident):
         raise ValueError("settings run together on data that stay on the device: use sweep.run for data that stream")
-    steps, state, feed = learn._steps(epochs) // epochs, learn.state, learn._feed
+    steps = feed.examples // feed.batch_size
     total, first_step = epochs * steps, int(state.step)
     tables = [_hyper_rows(learn, setting, total) for setting in given]
     rows = {name: np.stack([table[name] for table in tables]) for name in tables[0]}
     states = jax.tree.map(lambda x: jnp.stack([x] * len(given)), state)
-    bound, halted, done = learn._programs.chunk(learn._part), jnp.zeros(len(given), bool), 0
-    chunk, constants = bound.func, bound.keywords["constants"]
+    bound, halted, done = learn.task.training_program(learn.trainable, learn.programs), jnp.zeros(len(given), bool), 0
+    chunk, constants = bound.chunk.func, learn.task.constants
     while done < total:
         epoch, within = divmod(first_step + done, steps)
         if not done or not within:
@@ -64,15 +66,10 @@ def _together(chunk, states, data, order, start, n, rows, halted, constants):
 
 
 def _hyper_rows(learn: Learner, setting: Setting, total: int) -> training.Rows:
-    options = {name: setting[name] for name in ("pct_start", "div", "div_final") if name in setting}
-    pct = {name: value for name, value in options.items() if name == "pct_start"}
-    rates = optim.discriminative(setting["lr"], learn._part.n_groups)
-    return training.hyper_rows(
-        total,
-        [schedules.one_cycle(total, rate, **options) for rate in rates],
-        schedules.one_cycle_momentum(total, learn.moms, **pct),
-        setting.get("weight_decay", learn.weight_decay),
-    )
+    shape = {name: setting[name] for name in ("pct_start", "div", "div_final") if name in setting}
+    rates = optim.discriminative(setting["lr"], learn.trainable.n_groups)
+    decay = setting.get("weight_decay", learn.weight_decay)
+    return training.one_cycle_table(total, rates, decay, moms=learn.moms, **shape)
 
 
 def _padded(values: np.ndarray) -> np.ndarray:
@@ -84,5 +81,5 @@ def _padded(values: np.ndarray) -> np.ndarray:
 def _row(learn: Learner, setting: Setting, state: training.TrainState, stopped: bool) -> dict:
     if stopped:
         return {**setting, "error": "the loss, a gradient or the rate is not finite"}
-    results = learn._programs.validate(state.variables, learn._valid_data)
+    results = learn.evaluator.validate(state.variables, learn.task.held_out)
     return {**setting, "valid_loss": results.pop("loss"), **results}

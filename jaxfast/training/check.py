@@ -81,15 +81,15 @@ def check_optimizer(optimizer: Any, known: dict[str, Callable]) -> Callable:
     return optimizer
 
 
-def check_task(programs: Any, variables: dict | None) -> tuple[str, ...]:
-    """Trace the model, the loss and the metrics of `Programs` on one batch; nothing is computed. Gives the names of the
+def check_task(task: Any, variables: dict | None) -> tuple[str, ...]:
+    """Trace the model, the loss and the metrics of a `Task` on one batch; nothing is computed. Gives the names of the
     terms that the loss reports.
 
     ValueError, with the shapes, where the model does not take the data, where the loss or a metric does not take the
     outputs with the targets, and for another number of outputs than the data has classes.
     """
-    data, module, loss = programs.data, programs.module, programs.loss
-    example = data.train.batch(np.arange(1))
+    data, module, loss = task.data, task.module, task.loss
+    example = task.example
     n = data.batch_size
     stored = {name: jax.ShapeDtypeStruct((n, *np.shape(x)[1:]), x.dtype) for name, x in example.items()}
     batch = stored if data.prepare is None else jax.eval_shape(data.prepare, stored)
@@ -108,12 +108,12 @@ def check_task(programs: Any, variables: dict | None) -> tuple[str, ...]:
     if n_out is not None and made != n_out:
         raise ValueError(f"the model has {made} outputs, the data needs {n_out}: make the model with {n_out}")
     other = {"multi_label": "binary_cross_entropy", "segmentation": "segmentation_cross_entropy"}
-    if (task := getattr(data, "task", None)) in other and _plain(loss) is losses.cross_entropy:
-        raise ValueError(f"cross_entropy takes one label per example, this data is {task}: give losses.{other[task]}")
+    if (kind_ := getattr(data, "task", None)) in other and _plain(loss) is losses.cross_entropy:
+        raise ValueError(f"cross_entropy takes one label per example, this data is {kind_}: give losses.{other[kind_]}")
     fails = f"fails on outputs {_shape(outputs)} and targets {_shape(target)}"
     constants, call = losses.with_constants(loss)
     values, terms = losses.with_terms(_traced(f"the loss {_name(loss)} {fails}", call, outputs, target, constants))
-    names = ("train_loss", "valid_loss", "epoch", "time", *(metric.name for metric in programs.metrics))
+    names = ("train_loss", "valid_loss", "epoch", "time", *(metric.name for metric in task.metrics))
     if taken := [name for name in terms if name in names]:
         raise ValueError(f"the loss {_name(loss)} reports {taken[0]!r}, which is another column: rename its term")
     for name, term in terms.items():
@@ -132,7 +132,7 @@ def check_task(programs: Any, variables: dict | None) -> tuple[str, ...]:
             raise ValueError(f"augment leaves out {first(lost)}: return all entries, such as {{**batch, 'image': ...}}")
         wrong = f"the loss {_name(loss)} fails on augmented targets"
         _traced(wrong, call, outputs, augmented["target"], constants)
-    for metric in programs.metrics:
+    for metric in task.metrics:
         if isinstance(metric, Metric):
             mask = jax.ShapeDtypeStruct((n,), jnp.bool_)
             _traced(f"the metric {metric.name} {fails}", metric.update, outputs, target, mask)

@@ -10,8 +10,9 @@ import numpy as np
 
 from jaxfast.data.loader import Resident, Streamed
 from jaxfast.schedules import lr_range
+from jaxfast.training.cycles import hyper_rows
 from jaxfast.training.history import smooth
-from jaxfast.training.loop import Pace, hyper_rows, run
+from jaxfast.training.loop import Pace, run
 from jaxfast.training.state import TrainState
 
 

@@ -7,8 +7,9 @@ import numpy as np
 
 from jaxfast.data.loader import Resident, Streamed
 from jaxfast.training.checkpoints import Checkpoints
+from jaxfast.training.cycles import Rows, cut
 from jaxfast.training.history import History, SmoothLoss
-from jaxfast.training.loop import Pace, Rows, RunProgress, run
+from jaxfast.training.loop import Pace, RunProgress, run
 from jaxfast.training.preemption import Preempted, Preemption
 from jaxfast.training.progress import Progress
 from jaxfast.training.recipes import AfterEpoch, Verdict, keep_best
@@ -32,14 +33,14 @@ def fit_epochs(
     about: dict | None = None,
     pace: Pace | None = None,
     quiet: bool = False,
-) -> Iterator[TrainState]:
-    """Train `epochs` equal parts of `rows`, yielding the newest state after every dispatch, so that whoever iterates
+) -> Iterator[tuple[TrainState, History]]:
+    """Train `epochs` equal parts of `rows`, yielding (state, history) after every dispatch, so that whoever iterates
     holds a good state when a fit is interrupted.
 
     `validate(variables)` gives {"loss": ..., and each of `metrics`}; `terms` are other scalars of a step, shown as
-    columns and smoothed as the loss is; `history` is added to. The recipes in `after_epoch` are called in order after
-    each epoch. With `checkpoints`, the fit resumes from the newest one if that is its own (`resume`), and saves `about`
-    beside each.
+    columns and smoothed as the loss is. `history` stays as it is: what is yielded is another one, to which steps and
+    epochs are added. The recipes in `after_epoch` are called in order after each epoch. With `checkpoints`, the fit
+    resumes from the newest one if that is its own (`resume`), and saves `about` beside each.
 
     Raises FloatingPointError, naming step and rate, if a loss or update is not finite; the state yielded last is the
     one before it. Raises `Preempted` (the process ends) when the state is saved after SIGTERM or a preemption notice,
@@ -47,14 +48,14 @@ def fit_epochs(
     """
     total, first, done, ended, verdict = len(rows["momentum"]), int(state.step), 0, 0, Verdict()
     steps, smooth = total // epochs, {name: SmoothLoss() for name in ("train_loss", *terms)}
-    columns = (*smooth, "valid_loss", *metrics)
+    columns, history = (*smooth, "valid_loss", *metrics), history.copy()
     if checkpoints is not None:
         if checkpoints.keep_best not in (None, *columns):
             raise ValueError(f"keep_best={checkpoints.keep_best!r} is not among the metrics {', '.join(columns)}")
         if any(isinstance(recipe, keep_best) for recipe in after_epoch):
             raise ValueError("keep_best() forgets at a restart: give Checkpoints(..., keep_best=metric) instead")
-        state, done, ended = resume(checkpoints, state, history, total)
-        yield state
+        state, history, done, ended = resume(checkpoints, state, history, total)
+        yield state, history
         if done and not quiet:
             print(f"going on from step {first + done} of {checkpoints.folder}")
         if checkpoints.passed_over and done == total:
@@ -79,11 +80,11 @@ def fit_epochs(
                 until = epoch_end
                 if checkpoints is not None:
                     until = min(epoch_end, checkpoints.next_after(first + done) - first)
-                part = {name: values[done:until] for name, values in rows.items()}
+                part = cut(rows, done, until)
                 for piece in run(state, chunk, feed, part, pace, preemption.noticed):
                     state = piece.state
-                    yield state
                     if piece.halted:
+                        yield state, history
                         raise _fault(piece, part, len(history.losses))
                     seen = slice(piece.first, piece.first + len(piece.losses))
                     history.add_steps(piece.losses, part["lr"][seen], part["momentum"][seen], piece.terms)
@@ -91,6 +92,7 @@ def fit_epochs(
                         for value in values if name in smooth else ():
                             smooth[name].update(value)
                     done += len(piece.losses)
+                    yield state, history
                     progress.step(done - ended * steps, smooth["train_loss"].value)
                 if checkpoints is not None and first + done > saved and (done < epoch_end or preemption.told):
                     checkpoints.save(state, history, about)
@@ -116,7 +118,7 @@ def fit_epochs(
     for recipe in after_epoch:
         if hasattr(recipe, "finish"):
             state = recipe.finish(state)
-    yield state
+    yield state, history
 
 
 def _judge(

@@ -55,6 +55,11 @@ class History:
     momentums: list[float] = dataclasses.field(default_factory=list)
     terms: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
+    def copy(self) -> "History":
+        """A history of its own with the same records."""
+        terms = {name: list(values) for name, values in self.terms.items()}
+        return History([dict(e) for e in self.epochs], list(self.losses), list(self.lrs), list(self.momentums), terms)
+
     def add_steps(
         self, losses: np.ndarray, lrs: np.ndarray, momentums: np.ndarray, terms: Mapping[str, np.ndarray] = {}
     ) -> None:

@@ -3,53 +3,22 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
-from jaxfast.data.loader import Padded, Resident, Streamed
+from jaxfast.data.loader import Resident, Streamed
 from jaxfast.mesh import agreed, constrain_rows, place, replicated, state_sharding
+from jaxfast.training.cycles import Rows
 from jaxfast.training.state import TrainState
 from jaxfast.training.step import Step
 
 CAPACITY = 4096
 """Steps that one dispatch can hold; how many it does hold is a traced number, about a second of work."""
-
-Rows = dict[str, np.ndarray]
-
-
-def hyper_rows(
-    steps: int,
-    lr: Sequence[optax.ScalarOrSchedule],
-    momentum: optax.ScalarOrSchedule,
-    weight_decay: optax.ScalarOrSchedule,
-) -> Rows:
-    """Schedules or constants as a table of one row per step, fp32: "lr" (steps, groups), "momentum" and
-    "weight_decay" (steps,)."""
-    columns = [_column(value, steps) for value in (*lr, momentum, weight_decay)]
-    return {"lr": np.stack(columns[:-2], 1), "momentum": columns[-2], "weight_decay": columns[-1]}
-
-
-def _column(value: optax.ScalarOrSchedule, steps: int) -> np.ndarray:
-    if not callable(value):
-        return np.full(steps, value, np.float32)
-    # The schedules of this package are pytrees of their numbers: one program for each kind of them. Others run
-    # operation by operation (20 ms of a fit), which costs less than compiling each.
-    evaluate = functools.partial(_values, value) if isinstance(value, jax.tree_util.Partial) else jax.vmap(value)
-    # In blocks of one shape, so that a longer fit compiles nothing again.
-    blocks = [evaluate(np.arange(start, start + CAPACITY)) for start in range(0, steps, CAPACITY)]
-    return np.concatenate([np.asarray(block) for block in blocks])[:steps].astype(np.float32)
-
-
-@jax.jit
-def _values(schedule: jax.tree_util.Partial, steps: jax.Array) -> jax.Array:
-    return jax.vmap(schedule)(steps)
-
 
 def make_chunk(
     step: Step, batch_size: int, mesh: Mesh, *, resident: bool, shard: bool = False, capacity: int = CAPACITY
@@ -98,31 +67,6 @@ def make_chunk(
         )
 
     return chunk
-
-
-def make_evaluation(evaluate: Callable, batch_size: int, mesh: Mesh, *, resident: bool) -> Callable:
-    """The compiled function `evaluation(variables, data, batches, constants=()) -> (sums, carry)` over all batches of
-    padded `data`; `constants` are those of the loss.
-
-    What a recurrent module carries goes from batch to batch, and on to the next call by `variables | carry`.
-    """
-
-    @jax.jit
-    def evaluation(variables, data, batches, constants=()):
-        def one(i, carry):
-            rows = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * batch_size, batch_size), data)
-            return evaluate(variables | carry, constrain_rows(rows if resident else data, mesh), constants)
-
-        def add(i, total):
-            sums, carry = total
-            new, carry = one(i, carry)
-            return jax.tree.map(jnp.add, sums, new), carry
-
-        sums, carry = jax.eval_shape(one, jax.ShapeDtypeStruct((), jnp.int32), {})
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums)
-        return jax.lax.fori_loop(0, batches, add, (zeros, {name: variables[name] for name in carry}))
-
-    return evaluation
 
 
 class RunProgress(NamedTuple):
@@ -208,15 +152,3 @@ def run(
 
 def _pad(values: np.ndarray) -> np.ndarray:
     return np.concatenate([values, np.zeros((CAPACITY - len(values), *values.shape[1:]), values.dtype)])
-
-
-def evaluate_all(evaluation: Callable, variables: dict, data: Padded | Iterator, constants: Any = ()) -> dict:
-    """The sums of a whole validation set, on the host."""
-    if isinstance(data, Padded):
-        return jax.device_get(evaluation(variables, data.data, np.int32(data.batches), constants)[0])
-    sums = None
-    for batch in data:
-        batch_sums, carry = evaluation(variables, batch, np.int32(1), constants)
-        variables = variables | carry
-        sums = batch_sums if sums is None else jax.tree.map(jnp.add, sums, batch_sums)
-    return jax.device_get(sums)

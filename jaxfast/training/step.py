@@ -1,17 +1,14 @@
-"""One training step, a composition of an objective and its update, and the evaluation of a batch: pure functions that
-`jit`, `grad` and loops compose."""
+"""One training step, a composition of an objective and its update: a pure function that `jit` and loops compose."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
 from jaxfast.losses import Loss, with_constants, with_terms
-from jaxfast.metrics import HostMetric, Metric
 from jaxfast.models.layers import BatchNorm
 from jaxfast.training.state import AUGMENT, DROPOUT, Trainable, TrainState, key_for
 from jaxfast.training.update import Batch, Hypers, Objective, Report, UpdateState, make_update, split_state
@@ -119,56 +116,3 @@ def make_step(
         return split_state(state, shard), {"loss": outcome.value, "finite": finite, **outcome.terms}
 
     return step
-
-
-def make_forward(module: nn.Module, inputs: Sequence[str]):
-    """The function `forward(variables, batch) -> outputs` of evaluation: no dropout, running statistics."""
-    carried = make_carried(module, inputs)
-    return lambda variables, batch: carried(variables, batch)[0]
-
-
-def make_carried(module: nn.Module, inputs: Sequence[str]):
-    """`make_forward`'s function for batches that follow on each other: `forward(variables, batch) -> (outputs, carry)`.
-
-    `carry` is what the variables of the next batch differ by: {"carry": ...} of a recurrent module, {} of others.
-    """
-
-    def forward(variables: dict, batch: Batch):
-        kept = [name for name in ("carry",) if name in variables]
-        outputs, carry = module.apply(variables, *(batch[name] for name in inputs), train=False, mutable=kept)
-        return outputs, dict(carry)
-
-    return forward
-
-
-def make_sums(loss: Loss, metrics: Sequence[Metric | HostMetric]):
-    """The function `sums_of(outputs, batch, constants=()) -> sums`: of the loss and each `Metric`, over rows whose mask
-    is True. `constants` are those of the loss."""
-    added = [metric for metric in metrics if isinstance(metric, Metric)]
-    _, call = with_constants(loss)
-
-    def sums_of(outputs: Array, batch: Batch, constants: Any = ()) -> dict:
-        mask = batch["mask"]
-        values, _ = with_terms(call(outputs, batch["target"], constants))
-        losses = jnp.where(mask, values.astype(jnp.float32), 0.0)
-        sums = {"loss": {"sum": losses.sum(), "count": mask.sum().astype(jnp.float32)}}
-        return sums | {metric.name: metric.update(outputs, batch["target"], mask) for metric in added}
-
-    return sums_of
-
-
-def make_evaluate(
-    forward: Callable, loss: Loss, metrics: Sequence[Metric | HostMetric], prepare: Callable | None = None
-):
-    """The function `evaluate(variables, batch, constants=()) -> (sums, carry)` of `make_carried` and `make_sums`.
-
-    `prepare(batch)` makes of stored rows what the module and the loss take, once for both.
-    """
-    sums_of = make_sums(loss, metrics)
-
-    def evaluate(variables: dict, batch: Batch, constants: Any = ()):
-        batch = batch if prepare is None else prepare(batch)
-        outputs, carry = forward(variables, batch)
-        return sums_of(outputs, batch, constants), carry
-
-    return evaluate
