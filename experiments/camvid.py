@@ -63,12 +63,13 @@ class Config:
     body: dict | None = None
     images: int | None = None
     sample: int = 100_000
+    augment: bool = True
     seed: int = 0
 
 
 DEFAULT = Config((96, 128), frozen_epochs=3, epochs=3)
 FULL = Config((180, 240), frozen_epochs=10, epochs=12)
-SMALL = Config((48, 64), frozen_epochs=0, epochs=1, images=16, sample=1000, **NET)
+SMALL = Config((48, 64), frozen_epochs=0, epochs=1, images=16, sample=1000, augment=False, **NET)
 
 
 def read(path: Path, split: str, images: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -104,6 +105,7 @@ def camvid(config: Config, path: Path):
             valid=np.arange(len(parts["train"][0]), len(images)),
             size=config.size,
             batch_size=config.batch_size,
+            augment=config.augment,
         )
 
     return data("val"), data("test").valid

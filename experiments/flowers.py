@@ -46,11 +46,12 @@ class Config:
     batch_size: int = 64
     lr: float = 1e-2
     lr_mult: float = 4.0
+    augment: bool = True
 
 
 DEFAULT = Config()
 FULL = Config(128, 192)
-SMALL = Config(32, 48, epochs=1, small_epochs=1, last=1, batch_size=16)
+SMALL = Config(32, 48, epochs=1, small_epochs=1, last=1, batch_size=16, augment=False)
 
 
 def photographs(path: Path) -> tuple[list[tuple[bytes, str]], list[str]]:
@@ -65,7 +66,8 @@ def learner(config: Config, items, size: int, seed: int, arch: str = "efficientn
     """A learner for the photographs at one size; `net` are options of `vision.learner`."""
     from jaxfast import vision
 
-    data = vision.from_source(items, valid=0.2, seed=seed, size=size, batch_size=config.batch_size)
+    options = {"batch_size": config.batch_size, "augment": config.augment}
+    data = vision.from_source(items, valid=0.2, seed=seed, size=size, **options)
     return vision.learner(data, arch, seed=seed, quiet=True, **net)
 
 

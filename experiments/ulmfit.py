@@ -73,6 +73,7 @@ class Config:
     labelled: int = 500
     seeds: int = 3
     buckets: int = 4
+    train_reviews: int | None = None
 
 
 DEFAULT = Config(
@@ -93,7 +94,7 @@ GPU = dataclasses.replace(FULL, max_length=720, batch_size=256, epochs=8, lr=1e-
 SMALL = Config(
     {"emb_size": 8, "hidden_size": 12, "n_layers": 1}, max_vocab=500, max_tokens=5_000, test_reviews=16,
     max_length=16, batch_size=8, epochs=1, lr=1e-2, drop_mult=0.0, cycles=((1, 0, 5e-3, 1.0),), random_lr=5e-3,
-    classifier_drop_mult=0.0, bptt=16, labelled=16, seeds=1, buckets=1,
+    classifier_drop_mult=0.0, bptt=16, labelled=16, seeds=1, buckets=1, train_reviews=200,
 )  # fmt: skip
 
 
@@ -170,6 +171,7 @@ def run(config: Config, out: Path, stages: tuple[str, ...], given: str | None = 
     train, test = reviews(given)
     if config.test_reviews < len(test):
         test = few_labels([test[i] for i in np.random.default_rng(1).permutation(len(test))], config.test_reviews)
+    train = train[: config.train_reviews]
     lm_rows = first_tokens(train, config.max_tokens)
     train, valid = train[: -config.labelled], train[-config.labelled :]  # the last ones to look at while training
     learn = language_model(config, lm_rows, out, quiet)

@@ -181,7 +181,7 @@ def save_export(path: str | os.PathLike, module, variables: dict, data, loss) ->
     leaves, tree = jax.tree_util.tree_flatten_with_path(variables)
     names = [jax.tree_util.keystr(key, simple=True, separator="/") for key, _ in leaves]
     weights = {name: np.asarray(leaf, order="C") for name, (_, leaf) in zip(names, leaves, strict=True)}
-    forward, activation = make_forward(module, data.inputs), activation_of(loss)
+    forward, activation = make_forward(module, data.inputs), activation_of(loss, getattr(data, "task", None))
 
     def predict(weights, batch):
         batch = batch if data.prepare is None else data.prepare(batch)

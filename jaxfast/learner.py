@@ -25,7 +25,7 @@ from jaxfast.interpret import (
     grad_cam,
 )
 from jaxfast.mesh import check_batch_size, data_mesh
-from jaxfast.messages import check_whole, first
+from jaxfast.messages import check_number, check_whole, first
 from jaxfast.training import check
 from jaxfast.training.progress import bar
 
@@ -90,7 +90,7 @@ class Learner:
         )  # fmt: skip
         mesh = data_mesh(devices)
         check_batch_size(data.batch_size, mesh)
-        optimizer = check.check_optimizer(optimizer, OPTIMIZERS)
+        given, optimizer = optimizer, check.check_optimizer(optimizer, OPTIMIZERS)
         if isinstance(checkpoints, (str, Path)):
             checkpoints = training.Checkpoints(checkpoints)
         if checkpoints is not None and norm_groups is None:  # a run keeps its groups on other devices
@@ -105,6 +105,8 @@ class Learner:
             norm_groups or mesh.size, resident, accumulate, shard, workers,
         )  # fmt: skip
         self._terms = check.check_task(self.task, variables)
+        if not isinstance(given, str):
+            self._check_optimizer(variables)
 
         example = self.task.example
         if data.prepare is not None:
@@ -120,6 +122,15 @@ class Learner:
             mesh=mesh,
             shard=shard,
         )
+
+    def _check_optimizer(self, variables: dict | None) -> None:
+        """Raise ValueError for an own optimizer that does not take the model's groups."""
+        data, module = self.data, self.module
+        batch = self.task.example if data.prepare is None else jax.eval_shape(data.prepare, self.task.example)
+        if variables is None:
+            variables = jax.eval_shape(module.init, jax.random.key(0), *(batch[name] for name in data.inputs))
+        part = training.trainable(variables["params"], self.groups, train_norm=self.train_norm)
+        check.check_groups(self.optimizer, part, variables["params"])
 
     # What is trained, and how
 
@@ -211,12 +222,25 @@ class Learner:
                 on_progress=update,
             )
 
-    def fit(self, epochs: int, lr: Rates, *, weight_decay: float | None = None, after_epoch: Recipes = ()) -> None:
-        """Train at a constant rate (or by a schedule over all steps, the same for every group) and the first
-        momentum."""
-        rates = [lr] * self.trainable.n_groups if callable(lr) else self._rates(lr)
+    def fit(
+        self,
+        epochs: int,
+        lr: Rates | Sequence[optax.Schedule],
+        *,
+        momentum: float | optax.Schedule | None = None,
+        weight_decay: float | None = None,
+        after_epoch: Recipes = (),
+    ) -> None:
+        """Train at constant rates, or by schedules over all steps: one for all groups, or one for each.
+
+        `momentum` may be a schedule too; by default it is the first of `moms`.
+        """
+        rates = check.check_schedules(lr, self.trainable.n_groups) or self._rates(lr)
         decay = self._decay(weight_decay, after_epoch)
-        rows = training.hyper_rows(self._steps(epochs), rates, self.moms[0], decay)
+        momentum = self.moms[0] if momentum is None else momentum
+        if not callable(momentum):
+            check_number("momentum", momentum, 0, 1)
+        rows = training.hyper_rows(self._steps(epochs), rates, momentum, decay)
         self._fit(rows, epochs, after_epoch)
 
     def fit_one_cycle(

@@ -4,6 +4,7 @@ The training step averages them; validation sums them with padded rows left out.
 function that turns a model's outputs into what a person reads (probabilities, values).
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -150,6 +151,8 @@ def with_constants(loss: Loss) -> tuple[Any, Callable[[Array, Array, Any], Any]]
     inner, terms = loss, ()
     while isinstance(inner, partial):
         inner, terms = inner.func, inner.keywords.get("terms", terms)
+    if isinstance(inner, WithActivation):
+        return with_constants(inner.loss)
     if isinstance(inner, LossWithConstants):
         return inner.constants, loss
     if inner is not weighted_sum or not any(with_constants(term)[0] for _, term in terms):
@@ -197,13 +200,40 @@ _activations = {
     dice: _softmax,
     pixel_mse: _softmax,
     binary_cross_entropy: jax.nn.sigmoid,
+    mse: _identity,
 }
 
 
-def activation_of(loss: Loss) -> Callable[[Array], Array]:
-    """What turns the outputs that `loss` takes into probabilities; the identity for a loss that is not of this file.
+@dataclasses.dataclass(frozen=True)
+class WithActivation:
+    """A loss that carries what turns the outputs that it takes into what a person reads (`with_activation`)."""
 
-    Of a `weighted_sum` it is that of its terms, of which ValueError says where they differ.
+    loss: Loss
+    activation: Callable[[Array], Array]
+
+    def __call__(self, outputs: Array, target: Array) -> Float[Array, " batch"]:
+        return self.loss(outputs, target)
+
+
+def with_activation(loss: Loss, activation: Callable[[Array], Array]) -> WithActivation:
+    """`loss`, for which predictions are `activation(outputs)`.
+
+    >>> counts = with_activation(lambda outputs, target: optax.squared_error(outputs[:, 0], target), jnp.exp)
+    >>> activation_of(counts)(jnp.zeros((1, 1))).tolist()
+    [[1.0]]
+    """
+    return WithActivation(loss, activation)
+
+
+_of_tasks = {"single_label": _softmax, "multi_label": jax.nn.sigmoid, "segmentation": _softmax}
+
+
+def activation_of(loss: Loss, task: str | None = None) -> Callable[[Array], Array]:
+    """What turns the outputs that `loss` takes into probabilities.
+
+    A loss that carries an activation (`with_activation`) has that one. One that is not of this file has that of the
+    data's `task` ("single_label", "multi_label", "segmentation"), else the identity. Of a `weighted_sum` it is that of
+    its terms; raises ValueError if they differ.
 
     >>> activation_of(partial(cross_entropy, label_smoothing=0.1))(jnp.zeros((1, 4))).tolist()
     [[0.25, 0.25, 0.25, 0.25]]
@@ -212,9 +242,12 @@ def activation_of(loss: Loss) -> Callable[[Array], Array]:
     while isinstance(loss, partial):
         terms = loss.keywords.get("terms", terms)
         loss = loss.func
+    if isinstance(loss, WithActivation):
+        return loss.activation
     if loss is not weighted_sum:
-        return _activations.get(loss, _identity)
-    activations = {activation_of(term) for _, term in terms}
+        known = _activations.get(loss) if loss.__hash__ else None
+        return known or _of_tasks.get(task, _identity)
+    activations = {activation_of(term, task) for _, term in terms}
     if len(activations) != 1:
         raise ValueError(
             f"the {len(terms)} terms of weighted_sum read outputs in {len(activations)} ways: give losses of one task"

@@ -3,16 +3,20 @@
 import functools
 import re
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import jaxfast
 from jaxfast import losses, optim, training, vision
 from jaxfast.learner import Learner
 from jaxfast.mesh import data_mesh
+from jaxfast.models import ImageClassifier, LinearHead
 
 
 def squares(n=128, size=8):
@@ -244,6 +248,158 @@ def test_an_update_that_is_not_finite_changes_nothing():
     assert float(moved.params["w"]) == pytest.approx(0.5) and bool(outcome.applied)
     kept, outcome = update(state, {"x": jnp.full(2, jnp.inf)}, hypers, jax.random.key(0))
     assert float(kept.params["w"]) == 1.0 and not bool(outcome.sound) and not bool(outcome.applied)
+
+
+class Body(nn.Module):
+    """A pyramid of one's own: two blocks, each a group of rates."""
+
+    dtype: Any = jnp.float32
+    block_names = ("low", "high")
+    groups = (("low",), ("high",))
+
+    @nn.compact
+    def features(self, x, train=False, *, after=None, until=None):
+        low = nn.relu(nn.Conv(4, (3, 3), strides=2, dtype=self.dtype, name="low")(x))
+        return {"low": low, "high": nn.relu(nn.Conv(8, (3, 3), dtype=self.dtype, name="high")(low))}
+
+    def __call__(self, x, train=False):
+        return self.features(x)["high"]
+
+
+class Plain(nn.Module):
+    """A net of three groups that takes no `train`."""
+
+    groups = (("conv",), ("dense",), ("head",))
+
+    @nn.compact
+    def __call__(self, image):
+        x = nn.Conv(16, (3, 3), name="conv")(image.astype(jnp.float32) / 127.5 - 1)
+        x = nn.relu(nn.Dense(16, name="dense")(nn.relu(x).mean((1, 2))))
+        return nn.Dense(2, name="head")(x)
+
+
+def use(learn, tmp_path, lr=1e-2, epochs=6):
+    """Search, fit, validate, predict, save and take up again: what every learner does."""
+    assert len(learn.lr_find(steps=10).losses) > 2
+    learn.fit(epochs, lr)
+    assert learn.validate()["accuracy"] > 0.9
+    assert learn.predict(learn.data.valid[0]).probabilities.sum() == pytest.approx(1)
+    learn.save(tmp_path / "saved")
+    before = leaves(learn.state)
+    learn.fit(1, lr)
+    learn.load(tmp_path / "saved")
+    assert all(map(np.array_equal, before, leaves(learn.state)))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        ImageClassifier(Body(), LinearHead(2), mean=(127.0,) * 3, std=(64.0,) * 3),
+        Plain(),
+        nn.Sequential([lambda x: x.astype(jnp.float32) / 127.5 - 1, nn.Conv(4, (3, 3)), nn.relu,
+                       lambda x: x.mean((1, 2)), nn.Dense(2)]),
+    ],
+    ids=["body", "plain", "sequential"],
+)  # fmt: skip
+def test_a_module_with_and_without_a_mode(module, tmp_path):
+    use(Learner(squares(), module, loss=losses.cross_entropy, metrics=["accuracy"], quiet=True), tmp_path, 3e-2, 20)
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm()], ids=["Dropout", "BatchNorm"])
+def test_a_sequential_of_layers_with_modes_is_refused_with_what_does_it(layer):
+    module = nn.Sequential([nn.Dense(4), layer, nn.Dense(2)])
+    with pytest.raises(ValueError, match=f"does not tell {type(layer).__name__}") as refusal:
+        Learner(squares(), module, loss=losses.cross_entropy)
+    names = {"nn": nn}
+    exec(str(refusal.value).partition("\n\n")[2], names)  # what it says runs
+    shape = jax.eval_shape(lambda: names["Net"]().init_with_output(jax.random.key(0), jnp.zeros((2, 3)))[0]).shape
+    assert shape == (2, 10)
+
+
+OPTIMIZERS = {
+    "lion": optax.lion,
+    "lion, its b2 fixed": functools.partial(optax.lion, b2=0.95),
+    "muon": optax.contrib.muon,
+    "adam": optax.adam,
+    "sgd": optax.sgd,
+    "direction": optim.per_group(optax.scale_by_lion()),
+    "direction of the momentum": optim.per_group(lambda b1: optax.scale_by_adam(b1)),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+def test_rates_of_an_own_optimizer_reach_their_groups(optimizer):
+    learn = Learner(squares(), Plain(), loss=losses.cross_entropy, optimizer=optimizer, quiet=True)
+    before = jax.device_get(learn.state.params)
+    learn.fit(1, [0.0, 0.0, 1e-3])
+    after = jax.device_get(learn.state.params)
+    same = {name: all(map(np.array_equal, *map(jax.tree.leaves, (before[name], after[name])))) for name in before}
+    assert same == {"conv": True, "dense": True, "head": False}
+
+
+def test_a_factory_gets_the_momentum_and_the_decay_of_the_fit():
+    given = []
+
+    def factory(learning_rate, b1=0.5, weight_decay=0.5):
+        given.append((b1, weight_decay))
+        return optax.lion(learning_rate, b1=b1, weight_decay=weight_decay)
+
+    hypers = {"lr": [0.1, 0.2], "momentum": 0.85, "weight_decay": 0.03}
+    params = {"a": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "b": {"kernel": jnp.ones((2, 2))}}
+    labels = {"a": {"kernel": 0, "bias": 0}, "b": {"kernel": 1}}
+    transformation = optim.from_factory(factory)(hypers, labels=labels)
+    assert set(given) == {(0.85, 0.0), (0.85, 0.03)}  # norms and biases do not decay
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = transformation.update(zeros, transformation.init(params), params)
+    np.testing.assert_allclose(updates["a"]["kernel"], -0.1 * 0.03, rtol=1e-6)
+    np.testing.assert_allclose(updates["b"]["kernel"], -0.2 * 0.03, rtol=1e-6)
+    assert not updates["a"]["bias"].any()
+
+
+def test_optimizers_that_lose_rates_are_refused():
+    make = lambda optimizer: Learner(squares(), Plain(), loss=losses.cross_entropy, optimizer=optimizer)
+    with pytest.raises(ValueError, match="is made already and holds its rate: give its factory, such as optimizer="):
+        make(optax.lion(1e-3))
+    with pytest.raises(ValueError, match="ignores labels=, and the model has 3 groups"):
+        make(lambda hypers, labels=None: optax.lion(hypers["lr"][-1]))
+    with pytest.raises(ValueError, match="the optimizer .* fails: .*learning"):
+        make(lambda hypers, labels=None: optax.lion(hypers["learning"]))
+    with pytest.raises(ValueError, match="is not a function"):
+        make(lambda params: params)
+
+
+def test_a_schedule_for_each_group_and_one_of_the_momentum():
+    learn = Learner(squares(), Plain(), loss=losses.cross_entropy, quiet=True)
+    rates = [optax.constant_schedule(0.0), optax.linear_schedule(0.0, 1e-3, 6), 1e-2]
+    learn.fit(1, rates, momentum=optax.linear_schedule(0.5, 0.9, 6))
+    lrs = np.array(learn.history.lrs)
+    np.testing.assert_allclose(lrs[:, 0], 0)
+    np.testing.assert_allclose(lrs[:, 1], np.minimum(np.arange(len(lrs)) / 6, 1) * 1e-3, rtol=1e-5)
+    np.testing.assert_allclose(lrs[:, 2], 1e-2, rtol=1e-6)
+    np.testing.assert_allclose(learn.history.momentums[:4], 0.5 + 0.4 * np.arange(4) / 6, rtol=1e-5)
+    with pytest.raises(ValueError, match="2 schedules for 3 parameter groups"):
+        learn.fit(1, rates[:2])
+    with pytest.raises(ValueError, match="momentum=1.5"):
+        learn.fit(1, 1e-3, momentum=1.5)
+
+
+@pytest.mark.parametrize("kind", ["of the task", "carried", "carried by a sum"])
+def test_own_losses_end_in_probabilities(kind, tmp_path):
+    own = lambda outputs, target: jnp.array([1.0, 5.0])[target] * losses.cross_entropy(outputs, target)
+    halved = lambda outputs: jax.nn.softmax(outputs / 2)
+    carried = losses.with_activation(own, halved)
+    loss, activation = {
+        "of the task": (own, jax.nn.softmax),
+        "carried": (carried, halved),
+        "carried by a sum": (functools.partial(losses.weighted_sum, terms=((0.5, carried),)), halved),
+    }[kind]
+    learn = Learner(squares(), Net(), loss=loss, metrics=["accuracy"], quiet=True)
+    learn.fit(1, 1e-2)
+    outputs = learn.module.apply(learn.state.variables, learn.data.valid.batch(np.arange(8))["image"])
+    np.testing.assert_allclose(learn.get_preds()[0][:8], activation(outputs), rtol=1e-5)
+    learn.export(tmp_path / "own.jaxfast")
+    told = jaxfast.load_export(tmp_path / "own.jaxfast").predict(learn.data.valid.batch(np.arange(1))["image"][0])
+    np.testing.assert_allclose(told.probabilities, activation(outputs)[0], rtol=1e-4)
 
 
 def test_only_public_names_are_used_here():

@@ -16,7 +16,7 @@ from experiments.accelerator.rows import Row
 MARGIN = 8.0
 """Seconds of the budget that are kept for writing."""
 FAST_COMPILE = "--xla_llvm_disable_expensive_passes=true"
-"""For small forms, which compile for longer than they compute."""
+"""For small forms on a CPU, which compile for longer than they compute."""
 PICTURES = 5
 """As many come back: some services give back eight files, and three are results, log and compiled programs."""
 
@@ -78,7 +78,8 @@ class Call:
 
     def _record(self, row: Row, limit: float) -> dict:
         variables = {"JAX_COMPILATION_CACHE_DIR": str(self.programs), "PYTHONUNBUFFERED": "1"}
-        if self.small:
+        if self.small and self.about["platform"] == "cpu":
+            variables["JAX_PLATFORMS"] = "cpu"
             variables["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILE}".strip()
         with tempfile.TemporaryDirectory(prefix="jaxfast-row-") as folder, self._log() as log:
             out = Path(folder)

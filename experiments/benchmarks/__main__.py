@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from experiments.benchmarks import report
-from experiments.benchmarks.harness import Unequal, Workload, load, measure
+from experiments.benchmarks.harness import Unequal, Workload, load, measure, shared_programs
 from experiments.benchmarks.machine import limits, now
 from experiments.benchmarks.process import ROOT, WITHOUT_POOL, Process, SideError
 
@@ -49,6 +49,8 @@ def chosen(patterns: list[str], known: dict[str, Workload]) -> dict[str, Workloa
 
 def has_gpu() -> bool:
     """Whether jax finds one, asked in another process: this one must not hold its memory."""
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        return False
     ask = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
     return subprocess.run(ask, check=True, capture_output=True, text=True).stdout.strip() == "gpu"
 
@@ -67,7 +69,7 @@ def run(
     core = None if gpu else max(os.sched_getaffinity(0))
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        options = {} if core is not None else {"variables": WITHOUT_POOL}
+        options = {"variables": shared_programs(small) if core is not None else WITHOUT_POOL}
         with Process("machine", limits, {"small": small}, Path(folder), core=core, **options) as machine:
             about = machine.open().run()
 

@@ -113,9 +113,7 @@ def measure(
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         python = os.environ[workload.python[0]] if workload.python else None
-        variables = dict(workload.variables)
-        if small and "JAX_COMPILATION_CACHE_DIR" in os.environ:  # nobody asks how long it compiles: programs are shared
-            variables["JAX_COMPILATION_CACHE_DIR"] = os.environ["JAX_COMPILATION_CACHE_DIR"]
+        variables = {**workload.variables, **shared_programs(small)}
 
         def begin(label: str, function: Callable, **options) -> tuple[Process, dict]:
             """A side that is open and has run once, alone, so that what it times to choose a kernel is undisturbed."""
@@ -164,6 +162,12 @@ def _keep_the_fastest(sides: dict[str, Process], alone: Mapping[str, dict]) -> N
     there = [label for label in sides if label != OURS]
     for label in sorted(there, key=lambda label: alone[label]["wall"] / alone[label]["work"])[1:]:
         sides.pop(label).close()
+
+
+def shared_programs(small: bool) -> dict[str, str]:
+    """The cache of compiled programs that small forms share: nobody asks how long they compile."""
+    name = "JAX_COMPILATION_CACHE_DIR"
+    return {name: os.environ[name]} if small and name in os.environ else {}
 
 
 @contextlib.contextmanager

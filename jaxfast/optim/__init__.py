@@ -26,6 +26,8 @@ The `hyper_*` functions take the hyper-parameters of one step instead, `{"lr": (
 step compiles once for all rates and schedules, since the structure of the state does not depend on their
 values.
 
+`from_factory(optax.lion)` and `per_group(optax.scale_by_lion())` make such a function of what optax has.
+
 Groups are labels: a pytree of ints like the parameters, 0 for the first group, or a function that makes it
 from them. Clip before these transformations, `optax.chain(optax.clip_by_global_norm(1.),
 one_cycle_adamw(...))`: within `optax.multi_transform`, which gives each group its rate here, a clip sees the
@@ -33,7 +35,7 @@ norm of each group alone.
 """
 
 from jaxfast.optim.groups import discriminative, label_by_prefix
-from jaxfast.optim.hyper import hyper_adamw, hyper_rmsprop, hyper_sgd
+from jaxfast.optim.hyper import from_factory, hyper_adamw, hyper_rmsprop, hyper_sgd, per_group
 from jaxfast.optim.recipes import one_cycle_adamw, one_cycle_sgd, rmsprop
 from jaxfast.optim.wrap import accumulated, averaged, averages, clipped
 
@@ -43,11 +45,13 @@ __all__ = [
     "averages",
     "clipped",
     "discriminative",
+    "from_factory",
     "hyper_adamw",
     "hyper_rmsprop",
     "hyper_sgd",
     "label_by_prefix",
     "one_cycle_adamw",
     "one_cycle_sgd",
+    "per_group",
     "rmsprop",
 ]

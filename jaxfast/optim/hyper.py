@@ -1,7 +1,8 @@
 """Optimizers as functions of the hyper-parameters of one step, which may be traced."""
 
+import inspect
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -27,15 +28,19 @@ def _cast_like(tree, like):
 
 def _per_group(direction, hypers: Mapping, labels, decay_mask) -> optax.GradientTransformation:
     """`direction`, then decoupled decay where the mask says so, then minus the group's rate; None freezes."""
+
+    def transformation(rate, decays: bool):
+        decay = optax.add_decayed_weights(hypers["weight_decay"]) if decays else optax.identity()
+        return optax.chain(direction, decay, optax.scale(-rate))
+
+    return _grouped(transformation, hypers, labels, decay_mask)
+
+
+def _grouped(transformation: Callable, hypers: Mapping, labels, decay_mask) -> optax.GradientTransformation:
+    """`transformation(rate, decays)` for each group and for what the mask lets decay in it; a rate of None freezes."""
     if isinstance(hypers["lr"], numbers.Real) or getattr(hypers["lr"], "ndim", 1) != 1:
         raise ValueError(f'hypers["lr"] must have one axis, with one rate per group, got {hypers["lr"]}')
     rates = list(hypers["lr"])
-
-    def transformation(rate, decays: bool):
-        if rate is None:
-            return optax.set_to_zero()
-        decay = optax.add_decayed_weights(hypers["weight_decay"]) if decays else optax.identity()
-        return optax.chain(direction, decay, optax.scale(-rate))
 
     def name(group: int, decays: bool) -> str:
         return f"{group}_decayed" if decays else f"{group}"
@@ -47,14 +52,51 @@ def _per_group(direction, hypers: Mapping, labels, decay_mask) -> optax.Gradient
             raise ValueError(f"got {len(rates)} rates for {n_groups} parameter groups: give one per group")
         return jax.tree.map(name, groups, (decay_mask or _is_matrix)(tree))
 
+    made = lambda rate, decays: optax.set_to_zero() if rate is None else transformation(rate, decays)
     keys = [(i, decays) for i in range(len(rates)) for decays in (False, True)]
-    tx = optax.multi_transform({name(*key): transformation(rates[key[0]], key[1]) for key in keys}, names)
+    tx = optax.multi_transform({name(*key): made(rates[key[0]], key[1]) for key in keys}, names)
 
     def update(updates, state, params=None):
         new_updates, new_state = tx.update(_wide(updates), state, _wide(params))
         return _cast_like(new_updates, updates), _cast_like(new_state, state)
 
     return optax.GradientTransformation(lambda params: tx.init(_wide(params)), update)
+
+
+def per_group(direction: optax.GradientTransformation | Callable, *, decay_mask=None) -> Callable:
+    """Return an optimizer for `Learner` from a direction without a rate, such as `optax.scale_by_lion()`.
+
+    Each group gets its own rate, and decoupled weight decay where `decay_mask` says so (by default leaves of two or
+    more axes). `direction` may be a function of the step's momentum: `per_group(lambda b1: optax.scale_by_lion(b1))`.
+    """
+
+    def optimizer(hypers: Mapping, *, labels: Labels | None = None) -> optax.GradientTransformation:
+        made = isinstance(direction, optax.GradientTransformation)
+        return _per_group(direction if made else direction(hypers["momentum"]), hypers, labels, decay_mask)
+
+    return optimizer
+
+
+def from_factory(factory: Callable, *, decay_mask=None) -> Callable:
+    """Return an optimizer for `Learner` from a factory of optax that takes `learning_rate`, such as `optax.lion`.
+
+    Each group gets its own rate. The step's momentum is given as `b1`, or `momentum`, and its weight decay as
+    `weight_decay`, where the factory takes them; what `decay_mask` leaves out (by default leaves of one axis) has a
+    decay of 0. Fix other arguments with `functools.partial`.
+    """
+    known = inspect.signature(factory).parameters
+    momentum = next((name for name in ("b1", "momentum") if name in known), None)
+
+    def optimizer(hypers: Mapping, *, labels: Labels | None = None) -> optax.GradientTransformation:
+        def transformation(rate, decays: bool):
+            options = {momentum: hypers["momentum"]} if momentum else {}
+            if "weight_decay" in known:
+                options["weight_decay"] = hypers["weight_decay"] if decays else 0.0
+            return factory(learning_rate=rate, **options)
+
+        return _grouped(transformation, hypers, labels, decay_mask)
+
+    return optimizer
 
 
 def hyper_adamw(

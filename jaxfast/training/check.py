@@ -10,13 +10,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from jaxfast import losses
+from jaxfast import losses, optim
 from jaxfast.messages import check_number, check_whole, first, kind, nearest
 from jaxfast.metrics import Metric
 from jaxfast.schedules import one_cycle_momentum
 from jaxfast.training import recipes
+from jaxfast.training.apply import apply, check_module, mode
 from jaxfast.training.finder import LRFinder
+from jaxfast.training.state import Trainable
 
 _RECIPES = (
     recipes.early_stop, recipes.reduce_on_plateau, recipes.keep_best, recipes.csv_log, recipes.tensorboard_log,
@@ -41,6 +44,7 @@ def check_settings(
         raise ValueError(f"data is {kind(data)}, without .{lacking[0]}: give what vision.from_folder or a sister makes")
     if not isinstance(module, nn.Module):
         raise ValueError(f"the module {_name(module)} is no Linen module: give one, such as ImageClassifier(...)")
+    check_module(module)
     if not callable(loss):
         name = loss if isinstance(loss, str) and hasattr(losses, loss) else "cross_entropy"
         raise ValueError(f"loss={loss!r} is no function: give one of jaxfast.losses, such as losses.{name}")
@@ -71,12 +75,20 @@ def check_optimizer(optimizer: Any, known: dict[str, Callable]) -> Callable:
         raise ValueError(
             f"unknown optimizer {optimizer!r}: give one of {first(list(known))}{nearest(optimizer, known)}"
         )
+    if isinstance(optimizer, optax.GradientTransformation):
+        raise ValueError(
+            "the optimizer is made already and holds its rate: give its factory, such as optimizer=optax.lion, and the "
+            "rates to fit, or a direction without a rate, optimizer=optim.per_group(optax.scale_by_lion())"
+        )
     try:
-        inspect.signature(optimizer).bind({}, labels=None)
+        signature = inspect.signature(optimizer)
+        if "learning_rate" in signature.parameters:
+            return optim.from_factory(optimizer)
+        signature.bind({}, labels=None)
     except TypeError:
         raise ValueError(
-            f"the optimizer {_name(optimizer)} is no function (hypers, labels=) -> GradientTransformation: "
-            f"give one of {first(list(known))}, or a function like jaxfast.optim.hyper_adamw"
+            f"the optimizer {_name(optimizer)} is not a function (hypers, labels=) -> GradientTransformation: give one "
+            f"of {first(list(known))}, a factory such as optax.lion, or a function like jaxfast.optim.hyper_adamw"
         ) from None
     return optimizer
 
@@ -97,9 +109,9 @@ def check_task(task: Any, variables: dict | None) -> tuple[str, ...]:
     if variables is not None and "params" not in variables:
         raise ValueError(f"variables has the entries {first(list(variables))}: give {{'params': ..., ...}}")
     if variables is None:
-        run = lambda _, *x: module.init_with_output(jax.random.key(0), *x, train=False)[0]
+        run = lambda _, *x: module.init_with_output(jax.random.key(0), *x, **mode(module, False))[0]
     else:
-        run = lambda variables, *x: module.apply(variables, *x, train=False)
+        run = lambda variables, *x: apply(module, variables, *x, train=False)
     outputs = _traced(f"the model {_name(module)} fails on {_shapes(batch, data.inputs)}", run, variables, *inputs)
 
     n_out = getattr(data, "n_out", None)
@@ -137,6 +149,28 @@ def check_task(task: Any, variables: dict | None) -> tuple[str, ...]:
             mask = jax.ShapeDtypeStruct((n,), jnp.bool_)
             _traced(f"the metric {metric.name} {fails}", metric.update, outputs, target, mask)
     return tuple(terms)
+
+
+def check_groups(optimizer: Callable, trainable: Trainable, params: dict) -> None:
+    """Trace an optimizer's update of `params` (shapes will do). Raises ValueError if it ignores `labels` although there
+    are several groups, whose rates it would lose, and if it cannot be traced."""
+    asked = []
+
+    def labels(_: Any) -> dict:
+        asked.append(True)
+        return trainable.labels
+
+    def update(trained: dict) -> Any:
+        hypers = {"lr": jnp.zeros(trainable.n_groups), "momentum": jnp.float32(0.9), "weight_decay": jnp.float32(0)}
+        transformation = optimizer(hypers, labels=labels)
+        return transformation.update(trained, transformation.init(trained), trained)
+
+    _traced(f"the optimizer {_name(optimizer)} fails", update, trainable.split(params)[0])
+    if not asked and trainable.n_groups > 1:
+        raise ValueError(
+            f"the optimizer ignores labels=, and the model has {trainable.n_groups} groups, each with its rate: use "
+            "labels, or give a factory such as optimizer=optax.lion, or optim.per_group(direction)"
+        )
 
 
 def check_fine_tune(epochs: int, freeze_epochs: int, lr: float, lr_mult: float) -> None:
@@ -178,6 +212,21 @@ def check_part(part: Any, epochs: int) -> tuple[int, int]:
     if not start < end <= epochs:
         raise ValueError(f"part={part!r} is no part of {epochs} epochs: give 0 <= start < end <= {epochs}")
     return start, end
+
+
+def check_schedules(lr: Any, n_groups: int) -> tuple | None:
+    """One schedule or rate for each group, of a schedule or of a sequence that holds one; None where `lr` has none.
+    Raises ValueError for a sequence of another length."""
+    if callable(lr):
+        return (lr,) * n_groups
+    if not isinstance(lr, (list, tuple)) or not any(map(callable, lr)):
+        return None
+    if len(lr) != n_groups:
+        raise ValueError(f"{len(lr)} schedules for {n_groups} parameter groups: give one per group")
+    for rate in lr:
+        if not callable(rate):
+            check_number("lr", rate)
+    return tuple(lr)
 
 
 def check_rates(lr: Any) -> None:

@@ -17,6 +17,7 @@ from jaxfast.mesh import constrain_rows, to_host
 from jaxfast.messages import first
 from jaxfast.metrics import HostMetric, Metric
 from jaxfast.mix import unmixed
+from jaxfast.training.apply import apply
 from jaxfast.training.check import check_dataset
 from jaxfast.training.programs import Programs
 from jaxfast.training.task import Task
@@ -40,7 +41,7 @@ def make_forward(module: nn.Module, inputs: Sequence[str]) -> Callable:
 
     def forward(variables: dict, batch: Batch):
         kept = [name for name in ("carry",) if name in variables]
-        outputs, carry = module.apply(variables, *(batch[name] for name in inputs), train=False, mutable=kept)
+        outputs, carry = apply(module, variables, *(batch[name] for name in inputs), train=False, mutable=kept)
         return outputs, dict(carry)
 
     return forward
@@ -187,9 +188,13 @@ class Evaluator:
         return crop_tta(program, variables, self._batches(dataset), n=n)
 
     @property
+    def _activation(self) -> Callable:
+        return activation_of(self.task.loss, getattr(self.task.data, "task", None))
+
+    @property
     def _predict_prepared(self) -> Callable:
         """The function (variables, batch) -> activated outputs of a batch as it reaches the module."""
-        forward, activation = self._forward, activation_of(self.task.loss)
+        forward, activation = self._forward, self._activation
         return lambda variables, batch: activation(forward(variables, batch)[0])
 
     def _batches(self, dataset: Sequence) -> Iterator[Batch]:
@@ -221,7 +226,7 @@ class Evaluator:
         task = self.task
 
         def make():
-            read = activation_of(task.loss) if activated else _as_it_is
+            read = self._activation if activated else _as_it_is
             return make_collection(*self._parts, read, self._prepare, task.data.batch_size, task.mesh)
 
         collection = self.programs.get("collection", (*task.reads, task.metrics, activated), make)

@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from jaxfast.losses import Loss, with_constants, with_terms
 from jaxfast.models.layers import BatchNorm
+from jaxfast.training.apply import apply
 from jaxfast.training.state import AUGMENT, DROPOUT, Trainable, TrainState, key_for
 from jaxfast.training.update import Batch, Hypers, Objective, Report, UpdateState, make_update, split_state
 
@@ -52,7 +53,8 @@ def supervised(
     def objective(trained, frozen, model_state, batch, key, constants):
         variables = {"params": Trainable.merge(trained, frozen), **model_state}
         with _norm_policy(norm_groups, frozen_norms):
-            outputs, changed = module.apply(
+            outputs, changed = apply(
+                module,
                 variables,
                 *(batch[name] for name in inputs),
                 train=True,
