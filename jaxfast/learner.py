@@ -1,5 +1,6 @@
 """The notebook face: a task, a training state, and the functions of the library under short names."""
 
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,7 @@ class Learner:
         self.weight_decay, self.moms, self.train_norm = weight_decay, tuple(moms), train_norm
         self.groups, self.frozen_to = getattr(module, "groups", None), 0
         self.history, self.programs = training.History(), training.Programs()
+        self._lock, self._fitting = threading.RLock(), None  # the thread of the fit that runs
         kind = precision_.resolve(precision, mesh.devices.flat[0])
         self.task = training.Task(
             data, precision_.cast_module(module, kind.dtype), loss, metrics_.resolve(metrics), optimizer, mesh, kind,
@@ -141,6 +143,18 @@ class Learner:
     optimizer = property(lambda self: self.task.optimizer, doc="The function (hypers, labels=) of its transformation.")
     mesh = property(lambda self: self.task.mesh, doc="The devices.")
     precision = property(lambda self: self.task.precision, doc="The type of the computation.")
+
+    @property
+    def state(self) -> training.TrainState:
+        """The training state. Read outside a fit it is a value that stays; another thread gets a copy during a fit."""
+        if self._fitting in (None, threading.get_ident()):
+            return self._state
+        with self._lock:
+            return training.copy_state(self._state)
+
+    @state.setter
+    def state(self, state: training.TrainState) -> None:
+        self._state = state
 
     @property
     def trainable(self) -> training.Trainable:
@@ -355,24 +369,33 @@ class Learner:
 
     def _fit(self, rows: training.Rows, epochs: int, after_epoch: Recipes) -> None:
         program = self.task.training_program(self.trainable, self.programs)
-        progress = training.fit_epochs(
-            self.state,
-            program.chunk,
-            self.task.source,
-            rows,
-            epochs,
-            validate=lambda variables: self.evaluator.validate(variables, self.task.held_out),
-            metrics=[metric.name for metric in self.metrics],
-            terms=self._terms,
-            history=self.history,
-            after_epoch=after_epoch,
-            checkpoints=self.checkpoints,
-            about=self._about,
-            pace=program.pace,
-            quiet=self.quiet,
-        )
-        for self.state, self.history in progress:
-            pass
+        source = self.task.source
+        with training.Interrupts(self._lock) as interrupts:
+            self._fitting = threading.get_ident()
+            try:
+                training.fit_epochs(
+                    self._state,
+                    program.chunk,
+                    source,
+                    rows,
+                    epochs,
+                    validate=lambda variables: self.evaluator.validate(variables, self.task.held_out),
+                    metrics=[metric.name for metric in self.metrics],
+                    terms=self._terms,
+                    history=self.history,
+                    after_epoch=after_epoch,
+                    checkpoints=self.checkpoints,
+                    about=self._about,
+                    pace=program.pace,
+                    publish=self._publish,
+                    guard=interrupts.held,
+                    quiet=self.quiet,
+                )
+            finally:
+                self._fitting = None
+
+    def _publish(self, state: training.TrainState, history: training.History) -> None:
+        self._state, self.history = state, history
 
     # Evaluation
 

@@ -221,8 +221,8 @@ WRONG_USES = [
     ("a mistyped optimizer", lambda c: c.vision(optimizer="adam"),
      "unknown optimizer 'adam': give one of adamw, sgd, rmsprop; did you mean 'adamw'?"),
     ("an optax optimizer", lambda c: c.vision(optimizer=optax.adam(1e-3)),
-     "the optimizer is made already and holds its rate: give its factory, such as optimizer=optax.lion, and the rates to "
-     "fit, or a direction without a rate, optimizer=optim.per_group(optax.scale_by_lion())"),
+     "the optimizer is made already and holds its rate: give its factory, such as optimizer=optax.lion, and the rates "
+     "to fit, or a direction without a rate, optimizer=optim.per_group(optax.scale_by_lion())"),
     ("an unknown precision", lambda c: c.vision(precision="fp8"),
      "unknown precision 'fp8': give one of auto, fp32, bf16, fp16"),
     ("a negative decay", lambda c: c.vision(weight_decay=-0.1), "weight_decay=-0.1: give a number from 0 on"),
@@ -255,8 +255,8 @@ WRONG_USES = [
      "cross_entropy of outputs (8, 8, 8, 3) takes targets (8, 8, 8), these are int32 (8,): give another loss, or "
      "a model with other outputs"),
     ("outputs for every pixel", lambda c: Learner(images(), nn.Dense(3), loss=losses.cross_entropy),
-     "cross_entropy of outputs (8, 8, 8, 3) takes targets (8, 8, 8), these are int32 (8,): give another loss, or a model "
-     "with other outputs"),
+     "cross_entropy of outputs (8, 8, 8, 3) takes targets (8, 8, 8), these are int32 (8,): give another loss, or a "
+     "model with other outputs"),
     ("a class for a module", lambda c: Learner(images(), Pixels, loss=losses.cross_entropy),
      "the module Pixels is no Linen module: give one, such as ImageClassifier(...)"),
     ("parameters for variables", lambda c: single(images(), variables=c.learn.state.params),

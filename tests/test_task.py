@@ -156,11 +156,12 @@ def test_a_driver_leaves_the_history_that_it_is_given():
     program = learn.task.training_program(learn.trainable, learn.programs)
     given = training.History()
     rows = training.hyper_rows(16, [1e-3] * 3, 0.9, 0.0)
-    run = training.fit_epochs(
+    before = learn.state
+    learn.state, history = training.fit_epochs(
         learn.state, program.chunk, learn.task.source, rows, 2, metrics=["accuracy"], history=given, quiet=True,
         validate=lambda variables: learn.evaluator.validate(variables, learn.task.held_out),
     )  # fmt: skip
-    *_, (learn.state, history) = run
+    assert int(before.step) == 0 and np.isfinite(jax.tree.leaves(before.params)[0]).all()
     assert len(given) == 0 and not given.losses and len(history) == 2 and len(history.losses) == 16
 
 

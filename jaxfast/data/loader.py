@@ -148,9 +148,10 @@ class Streamed:
         step = epoch.number * (self.examples // self.batch_size) + start
         if self._next != (epoch.seeds, step):
             self._open(epoch.seeds, step)
+        self._next = None  # an interrupt from here on leaves a stream that is somewhere: it begins anew
         try:
             batch = next(self._batches)
-        except BaseException as error:  # an interrupt too: what was on its way would be missing
+        except BaseException as error:
             self.close()
             getattr(error, "__notes__", []).clear()  # grain's, on how it shortened the traceback
             raise

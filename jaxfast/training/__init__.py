@@ -9,10 +9,19 @@ from jaxfast.training.evaluate import Evaluator, Outputs, make_forward
 from jaxfast.training.finder import LRFinder, lr_find
 from jaxfast.training.fit import fit_epochs
 from jaxfast.training.history import History, SmoothLoss, smooth
-from jaxfast.training.loop import CAPACITY, Pace, RunProgress, make_chunk, run
+from jaxfast.training.interrupts import Interrupts
+from jaxfast.training.loop import CAPACITY, Pace, Publication, RunProgress, make_chunk, run
 from jaxfast.training.preemption import Preempted
 from jaxfast.training.programs import Programs
-from jaxfast.training.state import Trainable, TrainState, create_state, fresh_opt_state, key_for, trainable
+from jaxfast.training.state import (
+    Trainable,
+    TrainState,
+    copy_state,
+    create_state,
+    fresh_opt_state,
+    key_for,
+    trainable,
+)
 from jaxfast.training.step import make_step, supervised
 from jaxfast.training.summary import Summary, summarize
 from jaxfast.training.task import Task, TrainingProgram
@@ -23,6 +32,7 @@ __all__ = [
     "Checkpoints",
     "Evaluator",
     "History",
+    "Interrupts",
     "LRFinder",
     "Objective",
     "Outcome",
@@ -30,6 +40,7 @@ __all__ = [
     "Pace",
     "Preempted",
     "Programs",
+    "Publication",
     "Report",
     "Rows",
     "RunProgress",
@@ -40,6 +51,7 @@ __all__ = [
     "Trainable",
     "TrainingProgram",
     "UpdateState",
+    "copy_state",
     "create_state",
     "cut",
     "epoch_order",

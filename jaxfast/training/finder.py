@@ -4,8 +4,6 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxfast.data.loader import Resident, Streamed
@@ -13,7 +11,7 @@ from jaxfast.schedules import lr_range
 from jaxfast.training.cycles import hyper_rows
 from jaxfast.training.history import smooth
 from jaxfast.training.loop import Pace, run
-from jaxfast.training.state import TrainState
+from jaxfast.training.state import TrainState, copy_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +98,6 @@ def _longest_fall(losses: np.ndarray) -> tuple[int, int]:
     return end, int(lengths[end])
 
 
-_copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
-
-
 def lr_find(
     state: TrainState,
     chunk: Callable,
@@ -130,7 +125,7 @@ def lr_find(
     rates = [lr_range(steps, start, end)] * n_groups
     rows = hyper_rows(steps, rates, momentum, weight_decay)
     raw = np.empty(0)
-    for piece in run(_copy(state), chunk, feed, rows, pace):
+    for piece in run(copy_state(state), chunk, feed, rows, pace):
         raw = np.concatenate([raw, piece.losses.astype(np.float64)])
         smoothed = smooth(raw)
         best = np.minimum.accumulate(smoothed)

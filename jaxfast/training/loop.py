@@ -4,17 +4,19 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array
 
 from jaxfast.data.loader import Resident, Streamed
 from jaxfast.mesh import agreed, constrain_rows, place, replicated, state_sharding
 from jaxfast.training.cycles import Rows
-from jaxfast.training.state import TrainState
+from jaxfast.training.state import TrainState, copy_state
 from jaxfast.training.step import Step
 
 CAPACITY = 4096
@@ -103,6 +105,58 @@ class Pace:
         self.steps = min(max(wanted, 1), 4 * self.steps, CAPACITY)
 
 
+class Dispatched(NamedTuple):
+    """A dispatch whose results have not been fetched: its first step, and what the program gave."""
+
+    first: int
+    scalars: dict[str, Array]
+    ran: Array
+    halted: Array
+
+    def fetch(self, state: TrainState) -> RunProgress:
+        """Wait for the results. `state`: the newest one."""
+        terms = {name: np.asarray(x)[: int(self.ran)] for name, x in self.scalars.items()}
+        losses = terms.pop("loss")
+        return RunProgress(state, self.first, losses, terms, bool(self.halted))
+
+
+@dataclasses.dataclass
+class Publication:
+    """Where a run leaves each new state as soon as it is dispatched, for whoever must not lose it.
+
+    The first dispatch of each form of data may compile for minutes; it is given a copy of the state, so that the one
+    that was published stays whole. Others take the published state's memory, within `guard`.
+
+    Args:
+        publish: called with the new state.
+        guard: a context that holds interrupts back; it may be entered again.
+        waiting: dispatches that were not yet fetched, or not yet taken from the iterator.
+        compiled: forms of data that have been dispatched.
+    """
+
+    publish: Callable[[TrainState], None]
+    guard: AbstractContextManager = dataclasses.field(default_factory=nullcontext)
+    waiting: list[Dispatched] = dataclasses.field(default_factory=list)
+    compiled: set = dataclasses.field(default_factory=set)
+
+    def dispatch(self, program: Callable, state: TrainState, first: int, data: Any) -> TrainState:
+        """Publish and return the new state of `program(state)`, which reads `data`."""
+        form = tuple((x.shape, x.dtype) for x in jax.tree.leaves(data))
+        if form in self.compiled:
+            with self.guard:
+                return self._take(program(state), first)
+        results = program(copy_state(state))
+        with self.guard:
+            self.compiled.add(form)
+            return self._take(results, first)
+
+    def _take(self, results: tuple, first: int) -> TrainState:
+        state, *rest = results
+        self.waiting.append(Dispatched(first, *rest))
+        self.publish(state)
+        return state
+
+
 def run(
     state: TrainState,
     chunk: Callable,
@@ -110,11 +164,13 @@ def run(
     rows: Rows,
     pace: Pace | None = None,
     stop: Callable[[], bool] = lambda: False,
+    publication: Publication | None = None,
 ) -> Iterator[RunProgress]:
-    """Train for one step per row of `rows`, yielding after each dispatch; `state` is donated to the first one.
+    """Train for one step per row of `rows`, yielding after each dispatch.
 
     A piece is dispatched before the losses of the one before are fetched, so that the device never waits for the host;
-    how many steps it holds is `pace`'s to say, and it does not cross an epoch of the data.
+    how many steps it holds is `pace`'s to say, and it does not cross an epoch of the data. `state` is donated to the
+    first dispatch, unless a `publication` keeps it until a new one is there.
     A step whose loss or update is not finite ends the run: `halted`, with the state before that step. `stop` is asked
     before each dispatch; once it says so, the run ends with what was dispatched.
     """
@@ -122,7 +178,8 @@ def run(
     total, done = len(rows["momentum"]), 0
     per_epoch = feed.examples // feed.batch_size
     step, epoch, order = int(state.step), None, None
-    halted, waiting = place(np.bool_(False), state.step.sharding), []
+    halted = place(np.bool_(False), state.step.sharding)
+    waiting = [] if publication is None else publication.waiting
     clock = time.perf_counter()
     while done < total or waiting:
         if done < total and stop():
@@ -133,20 +190,22 @@ def run(
                 order = feed.order(state.key, epoch)
             piece = feed.piece(order, step % per_epoch, min(pace.steps, total - done))
             table = {name: _pad(values[done : done + piece.n]) for name, values in rows.items()}
-            state, scalars, ran, halted = chunk(
-                state, piece.data, piece.order, np.int32(piece.start), np.int32(piece.n), table, halted
-            )
-            waiting.append((done, scalars, ran, halted))
+            rest = piece.data, piece.order, np.int32(piece.start), np.int32(piece.n), table, halted
+            if publication is None:
+                state, *results = chunk(state, *rest)
+                waiting.append(Dispatched(done, *results))
+            else:
+                state = publication.dispatch(lambda state, rest=rest: chunk(state, *rest), state, done, piece.data)
+            halted = waiting[-1].halted
             done, step = done + piece.n, step + piece.n
         if waiting and (len(waiting) > 1 or done == total):
-            first, scalars, ran, stopped = waiting.pop(0)
-            terms, stopped = {name: np.asarray(x)[: int(ran)] for name, x in scalars.items()}, bool(stopped)
-            losses = terms.pop("loss")
+            progress = waiting[0].fetch(state)
             now = time.perf_counter()
-            pace.learn(len(losses), now - clock)
+            pace.learn(len(progress.losses), now - clock)
             clock = now
-            yield RunProgress(state, first, losses, terms, stopped)
-            if stopped:
+            yield progress
+            waiting.pop(0)  # only now has it been taken
+            if progress.halted:
                 return
 
 

@@ -46,6 +46,12 @@ class TrainState(struct.PyTreeNode):
         return {"params": self.params, **self.model_state}
 
 
+@jax.jit
+def copy_state(state: TrainState) -> TrainState:
+    """The same values in memory of their own, laid out alike; a training program takes the memory that it is given."""
+    return jax.tree.map(jnp.copy, state)
+
+
 class Trainable(struct.PyTreeNode):
     """Which parameters are trained, and the learning-rate group of each.
 

@@ -1,0 +1,182 @@
+"""Whatever ends a fit, and whoever looks on: the learner has the newest state, and its history agrees with it."""
+
+import copy
+import gc
+import signal
+import threading
+import weakref
+
+import jax
+import numpy as np
+import pytest
+from small import data, learner
+
+from jaxfast import training
+
+
+def values(state):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state.variables)]
+
+
+def same(a, b):
+    return all(map(np.array_equal, a, b))
+
+
+def whole(learn, steps=None):
+    """The state can be used, has as many steps as the history, and another fit works."""
+    taken = int(learn.state.step)
+    assert len(learn.history.losses) == len(learn.history.lrs) == len(learn.history.momentums) == taken
+    assert steps is None or taken == steps
+    assert np.isfinite(learn.validate()["loss"])
+    learn.fit(1, 1e-3)
+    assert int(learn.state.step) == taken + 8 == len(learn.history.losses)
+
+
+def test_a_state_is_a_value_for_ever():
+    learn = learner()
+    first, before = learn.state, values(learn.state)
+    learn.fit(1, 1e-3)
+    second, between = learn.state, values(learn.state)
+    learn.fit(1, 1e-3)
+    assert same(values(first), before) and same(values(second), between) and not same(before, between)
+    learn.state = first
+    learn.fit(1, 1e-3)
+    assert same(values(learn.state), between)
+
+
+def test_a_state_that_nobody_holds_is_freed():
+    learn = learner()
+    leaf = weakref.ref(jax.tree.leaves(learn.state.params)[0])
+    learn.fit(1, 1e-3)
+    gc.collect()
+    assert leaf() is None
+
+
+def test_a_copy_is_independent():
+    learn = learner()
+    other, before = copy.copy(learn), values(learn.state)
+    learn.fit(1, 1e-3)
+    assert same(values(other.state), before) and len(other.history) == 0
+    other.fit(1, 1e-3)
+    assert same(values(other.state), values(learn.state)) and other.history.losses == learn.history.losses
+
+
+@pytest.mark.parametrize("error", [ValueError("a recipe"), KeyboardInterrupt(), MemoryError(), SystemExit(1)])
+def test_a_recipe_that_fails_loses_nothing(error):
+    def recipe(epoch, metrics, state):
+        if epoch == 1:
+            raise error
+
+    learn = learner()
+    with pytest.raises(type(error)):
+        learn.fit(3, 1e-3, after_epoch=[recipe])
+    assert len(learn.history) == 2
+    whole(learn, 16)
+
+
+class Torn:
+    """A data set of which one batch cannot be read."""
+
+    def __init__(self, dataset, bad):
+        self.dataset, self.bad, self.reads = dataset, bad, 0
+
+    def __getattr__(self, name):
+        return getattr(self.dataset, name)
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def batch(self, index):
+        self.reads += len(index) > 1
+        if self.reads == self.bad:
+            raise OSError("cannot read img_0042.jpg")
+        return self.dataset.batch(index)
+
+
+def test_data_that_cannot_be_read_lose_nothing():
+    import dataclasses
+
+    task = data()
+    learn = learner(dataclasses.replace(task, train=Torn(task.train, 6)), resident=False)
+    with pytest.raises(OSError, match="img_0042.jpg"):
+        learn.fit(2, 1e-3)
+    assert 0 < int(learn.state.step) < 8
+    plain = learner(resident=False)
+    program = plain.task.training_program(plain.trainable, plain.programs)
+    rows = training.hyper_rows(int(learn.state.step), [1e-3] * 3, 0.95, 0.01)
+    for piece in training.run(plain.state, program.chunk, plain.task.source, rows):
+        state = piece.state
+    assert same(values(state), values(learn.state))
+    whole(learn)
+
+
+def test_an_interrupt_waits_for_the_publication():
+    seen = []
+    with training.Interrupts() as interrupts:
+        with pytest.raises(KeyboardInterrupt), interrupts.held:
+            with interrupts.held:  # within itself
+                signal.raise_signal(signal.SIGINT)
+                seen.append("dispatched")
+            seen.append("published")
+        assert seen == ["dispatched", "published"]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("moment", [1, 2, 5])
+def test_an_interrupt_during_a_dispatch_finds_the_new_state(moment, monkeypatch):
+    """The moment in which the old state's memory is taken and the new one is not there yet."""
+    learn, plain, dispatches = learner(resident=False), learner(resident=False), []
+    original = training.Task.training_program
+
+    def interrupted(self, trainable, programs):
+        program = original(self, trainable, programs)
+
+        def chunk(*arguments):
+            results = program.chunk(*arguments)
+            dispatches.append(None)
+            if len(dispatches) == moment:
+                signal.raise_signal(signal.SIGINT)
+            return results
+
+        return program._replace(chunk=chunk)
+
+    monkeypatch.setattr(training.Task, "training_program", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit(1, 1e-3)
+    monkeypatch.undo()
+    # the first one may be ended while it compiles: the state before it stays
+    assert int(learn.state.step) == (0 if moment == 1 else moment)
+    if moment > 1:
+        program = plain.task.training_program(plain.trainable, plain.programs)
+        rows = training.hyper_rows(moment, [1e-3] * 3, 0.95, 0.01)
+        for piece in training.run(plain.state, program.chunk, plain.task.source, rows):
+            state = piece.state
+        assert same(values(state), values(learn.state))
+    whole(learn)
+
+
+def test_other_threads_read_whole_states_while_a_fit_runs():
+    learn = learner(resident=False)
+    errors, steps, over = [], set(), threading.Event()
+
+    def read():
+        while not over.is_set():
+            try:
+                state = learn.state
+                steps.add(int(state.step))
+                assert all(np.isfinite(leaf).all() for leaf in values(state))
+            except Exception as error:  # what is looked for
+                errors.append(error)
+                return
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    learn.fit(4, 1e-3)
+    over.set()
+    for reader in readers:
+        reader.join()
+    assert not errors and len(steps) > 1
+    whole(learn, 32)
