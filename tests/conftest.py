@@ -5,6 +5,7 @@ devices, with the CPU beside it to compare with, and is used by one process. `te
 """
 
 import atexit
+import importlib.util
 import os
 import tempfile
 from pathlib import Path
@@ -24,11 +25,16 @@ else:  # both are read when the backend starts
     if _platform == "gpu":
         # Sums by atomic additions differ from run to run, and the device tests compare bits.
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
-# Learners of the same shape share programs: what one test compiled, the next reads.
-_cache = tempfile.TemporaryDirectory(prefix="jaxfast-tests-")
-atexit.register(_cache.cleanup)
-jax.config.update("jax_compilation_cache_dir", _cache.name)
+# Learners of the same shape share programs: what one test compiled, the next reads, in every process of the run.
+_SHARED = "JAXFAST_TESTS_COMPILED"
+if _SHARED not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="jaxfast-tests-")
+    atexit.register(_cache.cleanup)
+    os.environ[_SHARED] = _cache.name
+jax.config.update("jax_compilation_cache_dir", os.environ[_SHARED])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+if importlib.util.find_spec("filelock"):  # with a limit jax locks the folder, so that nobody reads half a program
+    jax.config.update("jax_compilation_cache_max_size", 2**34)
 
 
 def pytest_configure(config):
