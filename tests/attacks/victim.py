@@ -17,8 +17,6 @@ import pandas as pd
 from jaxfast import collab, optim, tabular, text, training, vision
 from tests.golden import learners, tasks
 
-SECONDS = 3.0
-"""How long an uninterrupted fit takes at least, between its first epoch and its end."""
 COLD = 200
 """Epochs of the fit whose interrupt may come while it compiles."""
 LR = 1e-3
@@ -33,22 +31,23 @@ def images(**options):
 
 def table():
     rng = np.random.default_rng(1)
-    frame = pd.DataFrame({"town": rng.choice(["Aa", "Bo", "Cy"], 6000), "x": rng.normal(size=6000)})
+    frame = pd.DataFrame({"town": rng.choice(["Aa", "Bo", "Cy"], 20_000), "x": rng.normal(size=20_000)})
     frame["rich"] = np.where((frame.town == "Aa") & (frame.x > -0.5), "yes", "no")
-    data = tabular.from_frame(frame, target="rich", batch_size=64)
-    return tabular.learner(data, layers=(64, 32), ps=0.1, embed_p=0.1, **learners.one())
+    data = tabular.from_frame(frame, target="rich", batch_size=512)
+    return tabular.learner(data, layers=(200, 100), ps=0.1, embed_p=0.1, **learners.one())
 
 
 def ratings():
     rng = np.random.default_rng(2)
-    columns = {"user": rng.integers(0, 200, 6000), "item": rng.integers(0, 150, 6000)}
-    data = collab.from_frame(pd.DataFrame({**columns, "rating": rng.integers(1, 6, 6000)}), batch_size=64)
-    return collab.learner(data, n_factors=16, y_range=(0, 5.5), **learners.one())
+    columns = {"user": rng.integers(0, 2000, 40_000), "item": rng.integers(0, 1500, 40_000)}
+    data = collab.from_frame(pd.DataFrame({**columns, "rating": rng.integers(1, 6, 40_000)}), batch_size=1024)
+    return collab.learner(data, n_factors=64, y_range=(0, 5.5), **learners.one())
 
 
 def language():
-    data = text.from_texts(tasks.sentences(600)[0], batch_size=8, bptt=16, min_freq=1)
-    return text.language_learner(data, config=learners.TEXT, drop_mult=0.5, **learners.one())
+    data = text.from_texts(tasks.sentences(1200)[0], batch_size=32, bptt=16, min_freq=1)
+    config = {"emb_size": 48, "hidden_size": 64, "n_layers": 1}
+    return text.language_learner(data, config=config, drop_mult=0.5, **learners.one())
 
 
 BUILDERS: dict[str, Callable] = {
@@ -114,9 +113,10 @@ def differences(found: dict, reference: Reference, least: int = 0) -> list[str]:
 
 
 class Victim:
-    """A learner of one kind that is trained again and again from its first state."""
+    """A learner of one kind whose uninterrupted fit takes `seconds` at least, between its first epoch and its end."""
 
-    def __init__(self, kind: str):
+    def __init__(self, kind: str, seconds: float):
+        self.least = seconds
         self.copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
         self.learn = BUILDERS[kind]()
         self.first = self.copy(self.learn.state)
@@ -133,10 +133,10 @@ class Victim:
         self.learn.fit(epochs, LR, after_epoch=[after_epoch])
 
     def measure(self) -> None:
-        """Find the number of epochs that takes `SECONDS`, compare that fit with the reference, and time it."""
+        """Find the number of epochs that takes long enough, compare that fit with the reference, and time it."""
         self.reference, self.epochs, span = Reference(self.learn, self.copy(self.first)), 3, 0.0
-        while span < SECONDS:
-            self.epochs = math.ceil(self.epochs * min(1.3 * SECONDS / span, 10)) if span else self.epochs
+        while span < self.least:
+            self.epochs = math.ceil(self.epochs * min(1.3 * self.least / span, 10)) if span else self.epochs
             self.reset()
             start = time.perf_counter()
             self.fit(self.epochs)
@@ -173,7 +173,7 @@ class Victim:
 
     def attempt(self, chance: float, group: bool, cold: bool) -> dict:
         """Interrupt a fit at the moment `chance` (0 to 1) of its time, and train one epoch more."""
-        result = self.interrupt(chance * (SECONDS if cold else self.seconds), group, COLD if cold else self.epochs)
+        result = self.interrupt(chance * (self.least if cold else self.seconds), group, COLD if cold else self.epochs)
         found, least = seen(self.learn), len(self.ended) * self.steps
         result |= {"k": found.get("k"), "cold": cold, "group": group, "chance": chance}
         next_epoch = None
@@ -191,10 +191,10 @@ class Victim:
         return result
 
 
-def main(kind: str, plan: list[dict]) -> None:
+def main(kind: str, plan: list[dict], seconds: float) -> None:
     """In a process of its own: make all attempts of `plan` on one learner, and print one line for each."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a background job inherits ignores it
-    victim = Victim(kind)
+    victim = Victim(kind, seconds)
     if not plan[0]["cold"]:
         victim.measure()
     print("@ {}", flush=True)
