@@ -61,46 +61,50 @@ def attack(kind: str, plan: list[dict], seconds: float = 3.0) -> list[dict]:
     return results
 
 
+def _listen(victim: subprocess.Popen) -> tuple[list[dict], bool]:
+    """The lines that the victim reports until it ends, and whether it had to be killed for its silence."""
+    lines, hung = [], threading.Event()
+
+    def kill():
+        hung.set()
+        os.killpg(victim.pid, signal.SIGKILL)
+
+    try:
+        while True:
+            timer = threading.Timer(PATIENCE, kill)
+            timer.start()
+            line = victim.stdout.readline()
+            timer.cancel()
+            if not line:
+                return lines, hung.is_set()
+            if line.startswith("@"):
+                lines.append(json.loads(line[1:]))
+    finally:
+        timer.cancel()
+        with contextlib.suppress(ProcessLookupError):  # decode workers may outlive a victim that died
+            os.killpg(victim.pid, signal.SIGKILL)
+
+
 def _watch(kind: str, plan: list[dict], seconds: float) -> tuple[bool, list[dict], str]:
     """Run one victim: whether it came to its attempts, their results, and why there are no more."""
     with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.attacks.interrupts", "--victim", json.dumps([kind, plan, seconds])],
-            cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}, text=True,
-            stdout=subprocess.PIPE, stderr=errors, start_new_session=True,
+        victim = subprocess.Popen(
+            [sys.executable, "-m", "attacks.interrupts", "--victim", json.dumps([kind, plan, seconds])], cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT / "tests"), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
+            text=True, stdout=subprocess.PIPE, stderr=errors, start_new_session=True,
         )  # fmt: skip
-        hung, lines = threading.Event(), []
-
-        def kill():
-            hung.set()
-            os.killpg(process.pid, signal.SIGKILL)
-
-        try:
-            while True:
-                timer = threading.Timer(PATIENCE, kill)
-                timer.start()
-                line = process.stdout.readline()
-                timer.cancel()
-                if line.startswith("@"):
-                    lines.append(json.loads(line[1:]))
-                if not line:
-                    break
-            process.wait()
-        finally:
-            timer.cancel()
-            with contextlib.suppress(ProcessLookupError):  # decode workers may outlive a process that died
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        with victim:
+            lines, hung = _listen(victim)
         errors.seek(0)
         said = errors.read().splitlines()
-    found = lines[1:]
-    tail = " / ".join(line.strip() for line in said[-3:])
-    why = f"no answer for {PATIENCE} s" if hung.is_set() else f"the process ended with {process.returncode}: {tail}"
+    found, last = lines[1:], said[-1] if said else "nothing on stderr"
+    killed = hung and victim.returncode == -signal.SIGKILL  # not if only its workers were left
+    why = f"no answer for {PATIENCE} s" if killed else f"the process ended with {victim.returncode}: {last}"
     if found:
         found[-1]["noise"] = len(said)
         if len(said) > NOISE * len(plan):
-            found[-1]["wrong"].append(f"{len(said)} lines on stderr, the last: {said[-1]}")
-        if len(found) == len(plan) and (hung.is_set() or process.returncode):
+            found[-1]["wrong"].append(f"{len(said)} lines on stderr, the last: {last}")
+        if len(found) == len(plan) and victim.returncode:
             found[-1]["wrong"].append(why)
     return bool(lines), found, why
 
@@ -134,7 +138,7 @@ def main() -> int:
     parser.add_argument("--victim", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.victim:
-        from tests.attacks import victim  # not above: decode workers import this module, and need none of that
+        from attacks import victim  # not above: decode workers import this module, and need none of that
 
         victim.main(*json.loads(options.victim))
         return 0

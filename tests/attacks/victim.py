@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+from golden import learners, tasks
 
 from jaxfast import collab, optim, tabular, text, training, vision
-from tests.golden import learners, tasks
 
 COLD = 200
 """Epochs of the fit whose interrupt may come while it compiles."""
