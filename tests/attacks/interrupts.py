@@ -14,11 +14,13 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 SHARES = {"resident": 50, "threads": 30, "workers": 30, "table": 30, "ratings": 30, "language": 30}
@@ -67,6 +69,8 @@ def _listen(victim: subprocess.Popen) -> tuple[list[dict], bool]:
 
     def kill():
         hung.set()
+        os.kill(victim.pid, signal.SIGUSR1)  # it writes down where it hangs
+        time.sleep(1)
         os.killpg(victim.pid, signal.SIGKILL)
 
     try:
@@ -85,6 +89,13 @@ def _listen(victim: subprocess.Popen) -> tuple[list[dict], bool]:
             os.killpg(victim.pid, signal.SIGKILL)
 
 
+def _stack(said: list[str]) -> str:
+    """Where the main thread hangs, the innermost call first, of what a victim wrote."""
+    main = re.split(r"hread 0x\w+", "\n".join(said))[-1]  # it comes last
+    calls = re.findall(r'File "[^"]*?([^/"]+)", line (\d+) in (\w+)', main)
+    return ", ".join(f"{name}:{line} {function}" for name, line, function in calls[:9])
+
+
 def _watch(kind: str, plan: list[dict], seconds: float) -> tuple[bool, list[dict], str]:
     """Run one victim: whether it came to its attempts, their results, and why there are no more."""
     with tempfile.TemporaryFile("w+") as errors:
@@ -99,7 +110,11 @@ def _watch(kind: str, plan: list[dict], seconds: float) -> tuple[bool, list[dict
         said = errors.read().splitlines()
     found, last = lines[1:], said[-1] if said else "nothing on stderr"
     killed = hung and victim.returncode == -signal.SIGKILL  # not if only its workers were left
-    why = f"no answer for {PATIENCE} s" if killed else f"the process ended with {victim.returncode}: {last}"
+    why = (
+        f"no answer for {PATIENCE} s, in {_stack(said)}"
+        if killed
+        else f"the process ended with {victim.returncode}: {last}"
+    )
     if found:
         found[-1]["noise"] = len(said)
         if len(said) > NOISE * len(plan):

@@ -1,6 +1,7 @@
 """The process that `interrupts` attacks: a learner of one kind that is trained again and again from its first state."""
 
 import dataclasses
+import faulthandler
 import json
 import math
 import os
@@ -194,6 +195,7 @@ class Victim:
 def main(kind: str, plan: list[dict], seconds: float) -> None:
     """In a process of its own: make all attempts of `plan` on one learner, and print one line for each."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a background job inherits ignores it
+    faulthandler.register(signal.SIGUSR1)
     victim = Victim(kind, seconds)
     if not plan[0]["cold"]:
         victim.measure()
