@@ -3,9 +3,8 @@
 import pytest
 from attacks import interrupts, victim
 
-# Kinds whose processes take longer than the ordinary suite should wait for.
-SLOW = {"threads", "workers", "ratings", "language"}
-KINDS = [pytest.param(kind, marks=pytest.mark.slow if kind in SLOW else ()) for kind in interrupts.SHARES]
+# Starting decode workers again and again takes longer than the ordinary suite should wait for.
+KINDS = [pytest.param(kind, marks=pytest.mark.slow if kind == "workers" else ()) for kind in interrupts.SHARES]
 
 
 @pytest.mark.parametrize("kind", KINDS)

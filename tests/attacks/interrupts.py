@@ -109,12 +109,9 @@ def _watch(kind: str, plan: list[dict], seconds: float) -> tuple[bool, list[dict
         errors.seek(0)
         said = errors.read().splitlines()
     found, last = lines[1:], said[-1] if said else "nothing on stderr"
-    killed = hung and victim.returncode == -signal.SIGKILL  # not if only its workers were left
-    why = (
-        f"no answer for {PATIENCE} s, in {_stack(said)}"
-        if killed
-        else f"the process ended with {victim.returncode}: {last}"
-    )
+    why = f"the process ended with {victim.returncode}: {last}"
+    if hung and victim.returncode == -signal.SIGKILL:  # not if only its workers were left
+        why = f"no answer for {PATIENCE} s, in {_stack(said)}"
     if found:
         found[-1]["noise"] = len(said)
         if len(said) > NOISE * len(plan):
