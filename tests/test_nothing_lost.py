@@ -119,8 +119,8 @@ def test_an_interrupt_waits_for_the_publication():
                 seen.append("dispatched")
             seen.append("published")
         assert seen == ["dispatched", "published"]
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), training.Interrupts():
+        signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -180,3 +180,17 @@ def test_other_threads_read_whole_states_while_a_fit_runs():
         reader.join()
     assert not errors and len(steps) > 1
     whole(learn, 32)
+
+
+def test_an_interrupt_that_is_swallowed_comes_again():
+    """What a callback of the garbage collector raises is printed and forgotten."""
+    reached = []
+    with pytest.raises(KeyboardInterrupt), training.Interrupts() as interrupts:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            reached.append("swallowed")
+        with interrupts.held:
+            reached.append("dispatched")
+        reached.append("never")
+    assert reached == ["swallowed", "dispatched"]

@@ -4,9 +4,12 @@ Both ways give the same batches bit for bit: the order of an epoch is a function
 `dataset.batch(order[start : start + batch_size])` whichever way it travels.
 """
 
+import contextlib
 import dataclasses
+import signal
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from typing import NamedTuple
 
 import jax
@@ -185,8 +188,22 @@ class Streamed:
         else:
             stream = stream.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=max(4, waiting)))
         stream = stream.batch(parts, batch_fn=_joined).map(place)
-        self._batches = iter(grain.experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=2))
+        with _interrupts_kept_from_workers() if self.workers else contextlib.nullcontext():
+            self._batches = iter(grain.experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=2))
+            self._batches.start_prefetch()
         self._end = weakref.finalize(self, self._batches.close)
+
+
+@contextlib.contextmanager
+def _interrupts_kept_from_workers():
+    """Let threads and processes that start here never see SIGINT, which a terminal sends to all processes of a command:
+    a worker that dies of it leaves its reader waiting. The mask of a thread is inherited."""
+    resource_tracker.ensure_running()  # it lets SIGINT in again when the first worker starts it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclasses.dataclass

@@ -1,5 +1,6 @@
 """Ctrl-C during a fit: held back while a dispatch is published, so that it always finds a whole state."""
 
+import functools
 import os
 import signal
 import threading
@@ -17,7 +18,8 @@ class Interrupts:
     A training program takes the memory of the state that it is given, so that between a dispatch and the publication of
     the new state there is a moment without one; it takes milliseconds. `held` also takes `lock`, so that another thread
     does not read a state meanwhile. In a job of several processes SIGINT becomes SIGTERM, which jax tells to all of
-    them, and they stop at the same step.
+    them, and they stop at the same step. An interrupt that is swallowed on its way comes again at the end of the next
+    `held`, or of the block.
     """
 
     def __init__(self, lock: AbstractContextManager | None = None):
@@ -34,14 +36,20 @@ class Interrupts:
     def __exit__(self, *error: object) -> None:
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
+        act, self.held.pending = self.held.pending, None
+        if act is not None and error[0] is None:
+            act()
 
     def _handle(self, number: int, frame: FrameType | None) -> Any:
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        elif self.held.depth:
-            self.held.pending = lambda: self._before(number, frame)
-        else:
-            self._before(number, frame)
+            return
+        act = functools.partial(self._before, number, frame)
+        if self.held.depth or self._before is signal.default_int_handler:
+            # Noted in any case: what is raised in a callback of the garbage collector is printed and forgotten.
+            self.held.pending = act
+        if not self.held.depth:
+            act()
 
 
 class _Held:
