@@ -26,8 +26,8 @@ BEGAN = time.monotonic()
 
 
 def chosen(patterns: Sequence[str], rows: Sequence) -> list:
-    """The rows that the patterns name, in the queue's order; all without patterns. Raises ValueError for a pattern that
-    names none."""
+    """The rows that the patterns name, in the queue's order; all without patterns. Raises ValueError if a pattern
+    does not name any."""
     names = [row.name for row in rows]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
@@ -37,7 +37,7 @@ def chosen(patterns: Sequence[str], rows: Sequence) -> list:
 
 def merge(folders: Sequence[Path], results: Path) -> list[Path]:
     """Take the records and pictures of --out folders into `results`; gives the files that were written. Raises
-    ValueError for a folder without records, and for records of --small, which are not numbers."""
+    ValueError if a folder is without records, or its records are of --small, which are not numbers."""
     from experiments.accelerator import store
 
     written = []
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(options: argparse.Namespace, rows: list) -> int:
-    """Run or list rows. Raises ValueError for options that do not fit together, and where no accelerator is found."""
+    """Run or list rows. Raises ValueError if options do not fit together, or no accelerator is found."""
     from experiments.accelerator import device, store
     from experiments.accelerator.queue import Call, expected, skipped
 

@@ -47,7 +47,7 @@ def pack(
 
     Files of data are copied into `folder`, packages that are not `there` are installed into `folder`/site, and so are
     the `extra` ones, which may be requirements such as "optax==0.2.9". Photographs are made smaller (`shrink`). Raises
-    ValueError for a folder that already holds something, and for a package with compiled parts.
+    ValueError if the folder already holds something, or a package has compiled parts.
     """
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty: name a new folder")

@@ -37,7 +37,7 @@ def _versions(records: Sequence[dict], device: str) -> str:
 
 
 def fill(pages: Sequence[Path] = PAGES, records: Sequence[dict] | None = None) -> None:
-    """Put the table between the two MARKERS of each page. Raises ValueError for a page without both of them."""
+    """Put the table between the two MARKERS of each page. Raises ValueError if a page lacks one of them."""
     text = table(store.stored() if records is None else records)
     first, last = MARKERS
     for page in pages:

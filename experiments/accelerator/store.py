@@ -29,7 +29,7 @@ def slug(device: str) -> str:
 
 
 def read(*paths: Path) -> list[dict]:
-    """The records of all files that exist. Raises ValueError for a file that does not hold records."""
+    """The records of all files that exist. Raises ValueError if a file does not hold records."""
     records = []
     for path in paths:
         if not path.exists():
