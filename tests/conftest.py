@@ -5,7 +5,6 @@ devices, with the CPU beside it to compare with, and is used by one process. `te
 """
 
 import atexit
-import importlib.util
 import os
 import tempfile
 from pathlib import Path
@@ -25,7 +24,9 @@ else:  # both are read when the backend starts
     if _platform == "gpu":
         # Sums by atomic additions differ from run to run, and the device tests compare bits.
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
-# Learners of the same shape share programs: what one test compiled, the next reads, in every process of the run.
+# Learners of the same shape share programs: what one test compiled, the next reads, in every process of the run. A
+# limit of the folder's size would lock it, but a test interrupted between the two files of a program would then end
+# every later one; without it half a program is read once and compiled again, and the warning of that is no failure.
 _SHARED = "JAXFAST_TESTS_COMPILED"
 if _SHARED not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix="jaxfast-tests-")
@@ -33,24 +34,18 @@ if _SHARED not in os.environ:
     os.environ[_SHARED] = _cache.name
 jax.config.update("jax_compilation_cache_dir", os.environ[_SHARED])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-if importlib.util.find_spec("filelock"):  # with a limit jax locks the folder, so that nobody reads half a program
-    jax.config.update("jax_compilation_cache_max_size", 2**34)
 
 
 def pytest_configure(config):
     if _platform not in PLATFORMS:
         raise pytest.UsageError(f"JAXFAST_TEST_PLATFORM={_platform!r}: give one of {', '.join(PLATFORMS)}")
+    config.addinivalue_line("filterwarnings", "ignore:Error (reading|writing) persistent compilation cache")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
     """Keep an accelerator to one process, whose memory several would share; else xdist counts the cores."""
     return None if _platform == "cpu" else 0
-
-
-def data_root() -> Path:
-    default = Path(__file__).resolve().parents[1].parent / "shared" / "data"
-    return Path(os.environ.get("JAXFAST_DATA", default))
 
 
 @pytest.fixture
@@ -60,14 +55,15 @@ def one_device(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda *backend: devices)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def outside_data():
     """`outside_data("flowers.zip")` gives the file's path, or skips the test where it is missing."""
+    root = Path(os.environ.get("JAXFAST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
     def find(name: str) -> Path:
-        path = data_root() / name
+        path = root / name
         if not path.exists():
-            pytest.skip(f"{name} is not in {data_root()}: set JAXFAST_DATA to the folder that holds it")
+            pytest.skip(f"{name} is not in {root}: set JAXFAST_DATA to the folder that holds it")
         return path
 
     return find

@@ -15,13 +15,8 @@ TINY = dataclasses.replace(camvid.DEFAULT, size=(36, 48), images=12)
 
 
 @pytest.fixture(scope="module")
-def path():
-    from conftest import data_root
-
-    file = data_root() / "camvid.zip"
-    if not file.exists():
-        pytest.skip(f"camvid.zip is not in {data_root()}: set JAXFAST_DATA to the folder that holds it")
-    return file
+def path(outside_data):
+    return outside_data("camvid.zip")
 
 
 def test_the_pictures_and_their_codes(path):
