@@ -12,7 +12,7 @@ from jaxfast.interpret.embeddings import Embeddings
 from jaxfast.interpret.recommend import ndcg_at_k, nearest_rows, recall_at_k, top_k
 from jaxfast.learner import Learner
 from jaxfast.losses import Loss, mse
-from jaxfast.messages import check_type, check_whole
+from jaxfast.messages import check_answer, check_type, check_whole
 from jaxfast.models.collab import EmbeddingDotBias, EmbeddingNN
 
 __all__ = ["CollabLearner", "Ratings", "RatingsCodec", "RatingsData", "from_frame", "learner"]
@@ -153,7 +153,9 @@ class CollabLearner(Learner):
     def _scores(self, users: np.ndarray) -> np.ndarray:
         """Predicted ratings of every item by each of `users`, (users, items)."""
         blocks = [users[i : i + 64] for i in range(0, len(users), 64)]
-        return np.concatenate([np.asarray(self._score(self.state.variables, block)) for block in blocks])
+        scores = np.concatenate([np.asarray(self._score(self.state.variables, block)) for block in blocks])
+        check_answer(scores)
+        return scores
 
     @property
     def _score(self) -> Callable:

@@ -31,7 +31,7 @@ import jax.export
 import numpy as np
 
 import jaxfast
-from jaxfast.messages import first
+from jaxfast.messages import NoAnswer, check_answer, first
 
 FORMAT, VERSION = "jaxfast-export", 1
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -71,11 +71,6 @@ class Export:
 
         Raises the error of the first item that cannot be read, and ValueError for one item alone.
         """
-        if isinstance(items, (str, bytes, os.PathLike)):
-            raise ValueError(f"{items!r} is one item: give a list of them, or call predict")
-        if hasattr(self.codec, "encode_frame") and not isinstance(items, Sequence):
-            columns = self.codec.encode_frame(items)
-            items = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         answers = []
         for answer in self.predict_each(items, batch_size=batch_size):
             if isinstance(answer, Exception):
@@ -83,8 +78,16 @@ class Export:
             answers.append(answer)
         return answers
 
-    def predict_each(self, items: Sequence[Any], *, batch_size: int = 64) -> Iterator[Any]:
-        """Each item's answer in order, or in its place the ValueError or OSError that reading it raised."""
+    def predict_each(self, items: Any, *, batch_size: int = 64) -> Iterator[Any]:
+        """Each item's answer in order, or in its place the ValueError or OSError that reading it raised.
+
+        `NoAnswer` (a ValueError) stands where what the model computes is not finite. `items` as in `predict_batch`.
+        """
+        if isinstance(items, (str, bytes, os.PathLike)):
+            raise ValueError(f"{items!r} is one item: give a list of them, or call predict")
+        if hasattr(self.codec, "encode_frame") and not isinstance(items, Sequence):
+            columns = self.codec.encode_frame(items)
+            items = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
         def encode(i: int) -> dict[str, np.ndarray] | Exception:
             try:
@@ -100,7 +103,7 @@ class Export:
                 batch = {name: _stacked([example[name] for example in good]) for name in self.about["inputs"] if good}
                 rows = iter(self._padded(batch, size) if good else ())
                 for i, example in enumerate(examples, start):
-                    answer = example if isinstance(example, Exception) else self.codec.decode(next(rows))
+                    answer = example if isinstance(example, Exception) else self._decode(next(rows))
                     yield answer.of(items[i]) if hasattr(answer, "of") else answer  # places, in the item's own pixels
 
     def __call__(self, batch: Mapping[str, Any]) -> np.ndarray:
@@ -133,6 +136,13 @@ class Export:
             f"Export: {about['module']}, {about['kind']}{named}\n"
             f"  takes {takes}; written by jaxfast {about['jaxfast']} with jax {about['jax']}"
         )
+
+    def _decode(self, outputs: np.ndarray) -> Any:
+        try:
+            check_answer(outputs)
+            return self.codec.decode(outputs)
+        except NoAnswer as error:
+            return error
 
     def _padded(self, batch: dict[str, np.ndarray], rows: int) -> np.ndarray:
         """Predictions for at most `rows` rows; the batch is filled up to `rows` so that few sizes are compiled."""

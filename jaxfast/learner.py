@@ -26,7 +26,7 @@ from jaxfast.interpret import (
     grad_cam,
 )
 from jaxfast.mesh import check_batch_size, data_mesh
-from jaxfast.messages import check_number, check_whole, first
+from jaxfast.messages import check_answer, check_number, check_whole, first
 from jaxfast.training import check
 from jaxfast.training.progress import bar
 
@@ -58,6 +58,8 @@ class Learner:
     `workers`: processes that read training data which does not lie there (0: threads of this one).
     `accumulate`: compute a batch in so many parts. `shard`: split parameters and optimizer state over the devices.
     `checkpoints`: a folder or `training.Checkpoints`; every fit saves there and goes on from there after a restart.
+    `keep_good`: a fit that meets a loss or update which is not finite goes back to its start, or to its last epoch
+    whose validation loss was finite and at most ten times the best (False: it stays at the step before).
     ValueError for a batch size that devices or groups do not divide, for unknown names, and where data, module, loss
     and metrics do not fit together (`training.check`).
     """
@@ -82,6 +84,7 @@ class Learner:
         accumulate: int = 1,
         shard: bool = False,
         checkpoints: str | Path | training.Checkpoints | None = None,
+        keep_good: bool = True,
         devices: Sequence[jax.Device] | None = None,
         quiet: bool = False,
     ):
@@ -97,6 +100,7 @@ class Learner:
         if checkpoints is not None and norm_groups is None:  # a run keeps its groups on other devices
             norm_groups = (checkpoints.about() or {}).get("norm_groups")
         self.checkpoints, self.quiet = checkpoints, quiet or jax.process_index() > 0
+        self.keep_good = keep_good
         self.weight_decay, self.moms, self.train_norm = weight_decay, tuple(moms), train_norm
         self.groups, self.frozen_to = getattr(module, "groups", None), 0
         self.history, self.programs = training.History(), training.Programs()
@@ -389,6 +393,7 @@ class Learner:
                     pace=program.pace,
                     publish=self._publish,
                     guard=interrupts.held,
+                    keep_good=self.keep_good,
                     quiet=self.quiet,
                 )
             finally:
@@ -434,9 +439,13 @@ class Learner:
         return {metric.name: interval(metric) for metric in self.metrics}
 
     def predict(self, item) -> Prediction:
-        """What the model says of one item: a path, a PIL image, an array, or an example such as `data.valid[3]`."""
-        outputs = self.evaluator.predict(self.state.variables, self._encode(item))
-        answer = self.data.decode(np.asarray(outputs)[0])
+        """What the model says of one item: a path, a PIL image, an array, or an example such as `data.valid[3]`.
+
+        Raises `NoAnswer` (a ValueError) if what the model computes is not finite.
+        """
+        outputs = np.asarray(self.evaluator.predict(self.state.variables, self._encode(item)))[0]
+        check_answer(outputs)
+        answer = self.data.decode(outputs)
         return answer.of(item) if hasattr(answer, "of") else answer
 
     def interpret(self, dataset=None) -> Interpretation | LabelInterpretation | SegmentationInterpretation:

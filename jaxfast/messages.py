@@ -6,6 +6,28 @@ import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
+
+class NoAnswer(ValueError):
+    """What a model computes is not finite, so that it says nothing of an item."""
+
+
+def check_answer(outputs: Any) -> None:
+    """Raise `NoAnswer` if a model's answer holds a number that is not finite: the largest of those is not a class."""
+    values = np.asarray(outputs)
+    if not np.isfinite(values).all():
+        bad = values[~np.isfinite(values)]
+        raise NoAnswer(
+            f"the model answers {bad.flat[0]}: its parameters are not finite (train again at a lower rate), or the "
+            "item holds numbers that are far from those that it was trained on"
+        )
+
+
+def no_answers(count: int, rows: int) -> str:
+    """What a table of predictions says of the rows that it leaves empty."""
+    return f"{count} of {rows} rows have no answer: what the model computes for them is not finite"
+
 
 def first(names: Sequence[Any], n: int = 5) -> str:
     """The first few of a list in words.

@@ -13,7 +13,7 @@ from jaxfast.export import save_export
 from jaxfast.learner import Learner
 from jaxfast.losses import Loss, cross_entropy
 from jaxfast.mesh import place, replicated
-from jaxfast.messages import check_number, check_whole
+from jaxfast.messages import check_answer, check_number, check_whole
 from jaxfast.models.generate import beam_search, sample
 from jaxfast.pretrained.awd_lstm import TextWeights, named, read_text_weights, save_text_weights
 
@@ -110,7 +110,13 @@ class LanguageLearner(TextLearner):
         """The compiled step of generation with today's parameters, and the state that it begins with."""
         variables = self.state.variables
         state = place(self.module.encoder.initial_state(rows), replicated(self.mesh))
-        return lambda tokens, state: self._advance(variables, tokens, state), state
+
+        def advance(tokens: np.ndarray, state: Any) -> tuple[np.ndarray, Any]:
+            scores, state = self._advance(variables, tokens, state)
+            check_answer(np.asarray(scores).max(-1))  # words that are never written have -inf
+            return scores, state
+
+        return advance, state
 
     def export(self, path: str | os.PathLike) -> None:
         """ValueError: an export answers one item by itself, and a language model goes on from word to word."""

@@ -57,7 +57,7 @@ def test_the_small_form_goes_on_where_it_was(tmp_path):
     assert [int(row["step"]) for row in rows] == [3, 6]  # one epoch of each size
     assert all(float(row["images/s"]) > 0 for row in rows)
     again = run()
-    assert any("going on from step 6" in line for line in again)
+    assert any("resuming from step 6" in line for line in again)
     assert again[-2:] == results
 
 

@@ -227,10 +227,8 @@ def test_training_stops_at_the_last_good_state():
         FloatingPointError, match=rf"not finite .* at step {steps + 3} of training \(learning rate nan\)"
     ):
         learn.fit(1, lambda step: jnp.where(step < 3, 1e-3, jnp.nan))
-    assert len(learn.history.losses) == steps
+    assert len(learn.history.losses) == steps == int(learn.state.step)
     assert all(np.isfinite(leaf).all() for leaf in leaves(learn))
-    # the three good steps are kept, and training can go on
-    assert int(learn.state.step) == steps + 4
     learn.fit(1, 1e-3)
 
 

@@ -1,6 +1,7 @@
 """What is learnt of a table's training rows, and how rows become arrays and outputs become answers."""
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ from jaxfast.data import frames
 from jaxfast.data.prediction import Prediction, Value
 from jaxfast.data.table_columns import Category, Number
 from jaxfast.data.table_target import Target
-from jaxfast.messages import first
+from jaxfast.messages import check_answer, first, no_answers
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ class TableCodec:
         return {name: values[0] for name, values in rows.items()}
 
     def decode(self, outputs: np.ndarray) -> Prediction | Value:
-        """The answer to one row of activated outputs, (n_out,)."""
+        """The answer to one row of activated outputs, (n_out,). Raises `NoAnswer` if it is not finite in the table's
+        units."""
         target = self.target
         if target.task == "single_label":
             index = int(outputs.argmax())
@@ -80,13 +82,15 @@ class TableCodec:
             on = np.flatnonzero(outputs > 0.5)
             return Prediction(", ".join(target.classes[i] for i in on) or "(none)", on, outputs)
         values = target.to_units(outputs if target.n_out > 1 else outputs.reshape(()))
+        check_answer(values)
         return Value(np.asarray(values) if target.n_out > 1 else float(values))
 
     def decode_frame(self, outputs: np.ndarray, *, probabilities: bool = False) -> dict[str, np.ndarray]:
         """Columns of answers to activated outputs (rows, n_out).
 
         "prediction" (a class or a number), or "prediction_NAME" for each of several targets; with `probabilities` also
-        "probability_CLASS".
+        "probability_CLASS". Rows whose outputs are not finite get None in all columns, and a RuntimeWarning says how
+        many there are.
         """
         target = self.target
         if target.task == "single_label":
@@ -100,7 +104,12 @@ class TableCodec:
             columns = {f"prediction_{name}": values[:, i] for i, name in enumerate(target.names)}
         if probabilities and target.classes:
             columns |= {f"probability_{name}": outputs[:, i] for i, name in enumerate(target.classes)}
-        return columns
+        numbers = [outputs, *(x[:, None] for x in columns.values() if x.dtype.kind == "f")]
+        finite = np.isfinite(np.concatenate(numbers, 1)).all(1)
+        if finite.all():
+            return columns
+        warnings.warn(no_answers(int((~finite).sum()), len(finite)), RuntimeWarning, stacklevel=3)
+        return {name: np.where(finite, values, None) for name, values in columns.items()}
 
     def to_json(self) -> dict:
         """Plain JSON values; `from_json` gives an equal codec."""

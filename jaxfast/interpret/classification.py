@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 
 from jaxfast import plot
+from jaxfast.messages import check_answer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,7 +52,7 @@ class Interpretation:
 
     def __post_init__(self) -> None:
         rows, count = np.shape(self.probabilities)
-        check_lengths(self.probabilities, self.targets, self.losses, self.dataset)
+        check_examples(self.probabilities, self.targets, self.losses, self.dataset)
         if len(self.classes) != count:
             raise ValueError(f"{len(self.classes)} classes for {count} columns of probabilities: give one each")
         targets = np.asarray(self.targets)
@@ -106,9 +107,11 @@ class Interpretation:
         return [(str(self.classes[i]), str(self.classes[j]), int(errors[i, j])) for i, j in cells]
 
 
-def check_lengths(probabilities, targets, losses, dataset) -> None:
-    """ValueError where there is not one target, loss and example for each row of probabilities."""
+def check_examples(probabilities, targets, losses, dataset) -> None:
+    """Raise ValueError if there is not one target, loss and example for each row of probabilities, and `NoAnswer` if a
+    probability is not finite."""
     rows = len(probabilities)
+    check_answer(probabilities)
     for name, values in (("targets", targets), ("losses", losses), ("examples", dataset)):
         if len(values) != rows:
             raise ValueError(f"{len(values)} {name} for {rows} rows of probabilities: give one per row")

@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array
 
 from jaxfast import plot
+from jaxfast.messages import check_answer
 
 if TYPE_CHECKING:
     from flax import linen as nn
@@ -76,6 +77,7 @@ def grad_cam(
     values, index, probability = _grad_cam(
         module, variables, images, np.int32(-1 if target is None else target), layer=layer, plus=plus
     )
+    check_answer(probability)
     index = int(index)
     return Heatmap(
         image=np.clip(np.round(np.asarray(image, np.float32)), 0, 255).astype(np.uint8),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from jaxfast import plot
-from jaxfast.interpret.classification import Examples, check_lengths
+from jaxfast.interpret.classification import Examples, check_examples
 from jaxfast.interpret.thresholds import average_precisions, best_thresholds, check_beta, check_rows, check_thresholds
 from jaxfast.metrics.classes import ratio
 
@@ -168,7 +168,7 @@ class LabelInterpretation:
     """`dataset[i]["image"]` is the image of row i, 0..255."""
 
     def __post_init__(self) -> None:
-        check_lengths(self.probabilities, self.targets, self.losses, self.dataset)
+        check_examples(self.probabilities, self.targets, self.losses, self.dataset)
         check_rows(self.probabilities, self.targets)
         _check_classes(self.classes, np.shape(self.probabilities)[1])
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from jaxfast import plot
-from jaxfast.interpret.classification import Examples, check_lengths
+from jaxfast.interpret.classification import Examples, check_examples
 from jaxfast.losses import VOID
 from jaxfast.metrics import Overlap, class_overlaps, confusion
 
@@ -45,7 +45,7 @@ class SegmentationInterpretation:
     """`dataset[i]["image"]` is the picture of row i, 0..255, of which the model sees the middle."""
 
     def __post_init__(self) -> None:
-        check_lengths(self.probabilities, self.targets, self.losses, self.dataset)
+        check_examples(self.probabilities, self.targets, self.losses, self.dataset)
         wanted = (*np.shape(self.targets), len(self.classes))
         if np.shape(self.probabilities) != wanted:
             raise ValueError(

@@ -8,6 +8,11 @@ from jaxfast.losses import cross_entropy
 from jaxfast.metrics.protocol import Metric, class_logits, count, mean_of, total
 
 
+def likeliest(logits):
+    """The arg max over the last axis; -1, which is no label, where an output is NaN."""
+    return jnp.where(jnp.isnan(logits).any(-1), -1, logits.argmax(-1))
+
+
 def tally(logits, labels, mask, ignore_index: int | None = None) -> dict:
     """Per class, over real rows: how often it is rightly predicted ("hits"), "predicted", and "actual"; exact counts.
 
@@ -17,7 +22,7 @@ def tally(logits, labels, mask, ignore_index: int | None = None) -> dict:
     if ignore_index is not None:
         real &= labels != ignore_index
     classes = jnp.arange(logits.shape[-1])
-    predicted = (logits.argmax(-1)[..., None] == classes) & real[..., None]
+    predicted = (likeliest(logits)[..., None] == classes) & real[..., None]
     actual = (labels[..., None] == classes) & real[..., None]
     return tally_of(predicted, actual, axes=tuple(range(labels.ndim)))
 
@@ -46,7 +51,7 @@ def accuracy(ignore_index: int | None = None) -> Metric:
     def update(outputs, target, mask):
         logits, labels = class_logits("accuracy", outputs, target)
         real = mask.reshape(-1, *[1] * (labels.ndim - 1)) & (labels != ignore_index)
-        right = real & (logits.argmax(-1) == labels)
+        right = real & (likeliest(logits) == labels)
         return {"sum": count(jnp.sum(right, dtype=jnp.int32)), "count": count(jnp.sum(real, dtype=jnp.int32))}
 
     return Metric("accuracy", update, lambda sums: float(ratio(total(sums["sum"]), total(sums["count"]))))
@@ -67,7 +72,8 @@ def top_k(k: int = 5) -> Metric:
         logits, labels = class_logits(name, outputs, target)
         if logits.shape[-1] < k:
             raise ValueError(f"{name} needs at least {k} classes, the model has {logits.shape[-1]}: use accuracy")
-        return (jax.lax.top_k(logits, k)[1] == labels[..., None]).any(-1)
+        hits = (jax.lax.top_k(logits, k)[1] == labels[..., None]).any(-1)
+        return hits & ~jnp.isnan(logits).any(-1)
 
     return mean_of(name, per_example)
 
@@ -110,7 +116,7 @@ def perplexity() -> Metric:
 
 def _hits(name, outputs, target):
     logits, labels = class_logits(name, outputs, target)
-    return logits.argmax(-1) == labels
+    return likeliest(logits) == labels
 
 
 def _tally_update(name):

@@ -49,7 +49,7 @@ def accuracy_multi(threshold: float = 0.5) -> Metric:
                 f"metric {name!r} takes multi-hot rows as long as the outputs: the outputs have the shape "
                 f"{outputs.shape}, the targets {target.shape}; for labels use accuracy"
             )
-        return (outputs > _logit(threshold)) == (target > 0.5)
+        return ((outputs > _logit(threshold)) == (target > 0.5)) & ~jnp.isnan(outputs)
 
     return mean_of(name, per_example)
 

@@ -208,9 +208,7 @@ class Evaluator:
     def _sums(self, variables: dict, data: Padded | Sequence) -> dict:
         """The sums over a whole data set, on the host."""
         task, resident = self.task, isinstance(data, Padded)
-        make = partial(
-            make_evaluation, *self._parts, self._prepare, task.data.batch_size, task.mesh, resident=resident
-        )
+        make = partial(make_evaluation, *self._parts, self._prepare, task.data.batch_size, task.mesh, resident=resident)
         evaluation = self.programs.get("evaluation", (*task.reads, task.metrics, resident), make)
         if isinstance(data, Padded):
             return jax.device_get(evaluation(variables, data.data, np.int32(data.batches), task.constants)[0])

@@ -57,8 +57,13 @@ class History:
 
     def copy(self) -> "History":
         """A history of its own with the same records."""
-        terms = {name: list(values) for name, values in self.terms.items()}
-        return History([dict(e) for e in self.epochs], list(self.losses), list(self.lrs), list(self.momentums), terms)
+        return self.until(len(self.epochs), len(self.losses))
+
+    def until(self, epochs: int, steps: int) -> "History":
+        """A history of its own with the first `epochs` and the first `steps`."""
+        terms = {name: values[:steps] for name, values in self.terms.items()}
+        records = [dict(epoch) for epoch in self.epochs[:epochs]]
+        return History(records, self.losses[:steps], self.lrs[:steps], self.momentums[:steps], terms)
 
     def add_steps(
         self, losses: np.ndarray, lrs: np.ndarray, momentums: np.ndarray, terms: Mapping[str, np.ndarray] = {}

@@ -22,6 +22,7 @@ from jaxfast.training.step import Step
 CAPACITY = 4096
 """Steps that one dispatch can hold; how many it does hold is a traced number, about a second of work."""
 
+
 def make_chunk(
     step: Step, batch_size: int, mesh: Mesh, *, resident: bool, shard: bool = False, capacity: int = CAPACITY
 ) -> Callable:
