@@ -27,7 +27,7 @@ from jaxfast.interpret import (
 )
 from jaxfast.mesh import check_batch_size, data_mesh
 from jaxfast.messages import check_answer, check_number, check_whole, first
-from jaxfast.training import check
+from jaxfast.training import check, identity
 from jaxfast.training.progress import bar
 
 OPTIMIZERS = {"adamw": optim.hyper_adamw, "sgd": optim.hyper_sgd, "rmsprop": optim.hyper_rmsprop}
@@ -196,10 +196,13 @@ class Learner:
         frozen_to = n % part.n_groups
         if frozen_to != self.frozen_to:
             self.frozen_to = frozen_to
-            opt_state = training.fresh_opt_state(
-                self.optimizer, part, self.state.params, mesh=self.mesh, shard=self.task.shard
-            )
-            self.state = self.state.replace(opt_state=opt_state)
+            self._restart_optimizer()
+
+    def _restart_optimizer(self) -> None:
+        new = training.fresh_opt_state(
+            self.optimizer, self.trainable, self.state.params, mesh=self.mesh, shard=self.task.shard
+        )
+        self.state = self.state.replace(opt_state=new)
 
     def freeze(self) -> None:
         """Train the last group only (and the norm layers of the others, with `train_norm`)."""
@@ -501,17 +504,19 @@ class Learner:
         training.save_state(path, self.state, self._about)
 
     def load(self, path: str | Path) -> None:
-        """Take over the state saved at `path`: frozen groups, optimizer and step too. ValueError where it does not
-        fit."""
+        """Take over the state saved at `path`: frozen groups, optimizer and step too.
+
+        Raises ValueError, naming the difference, if it is of another model or of data with other columns, categories,
+        users, items, words or classes.
+        """
         about = training.read_about(path)
-        classes = [str(name) for name in self.data.classes or ()]
-        if about.get("classes") != classes:
-            there = first(about.get("classes") or ["none"])
-            raise ValueError(f"{path} was trained on the classes {there}, the data has {first(classes or ['none'])}")
+        found = identity.difference(about["data"]["codec"], self._about["data"]["codec"], identity.LEARNT)
+        if found is not None:
+            raise ValueError(f"{path} does not fit this data: {found}")
         before = self.frozen_to, self.train_norm, self.state
         try:
-            self.train_norm = about["train_norm"]
-            self.freeze_to(about["frozen_to"])
+            self.train_norm, self.frozen_to = about["train_norm"], about["frozen_to"]
+            self._restart_optimizer()
             self.state = training.load_state(path, self.state)
         except ValueError:
             self.frozen_to, self.train_norm, self.state = before
@@ -531,7 +536,7 @@ class Learner:
             "frozen_to": self.frozen_to,
             "train_norm": self.train_norm,
             "norm_groups": self.task.norm_groups,
-            "classes": [str(name) for name in self.data.classes or ()],
+            "data": self.task.identity,
         }
 
     def _encode(self, item) -> dict[str, np.ndarray]:

@@ -347,7 +347,7 @@ WRONG_USES = [
     ("something else for a checkpoint", lambda c: c.learn.load(c.root / "notes.txt"),
      "{root}/notes.txt is not a checkpoint, or its writing was cut off: load another"),
     ("a checkpoint of other classes", lambda c: c.other.load(c.root / "saved"),
-     "{root}/saved was trained on the classes red, green, blue, the data has a, b, c"),
+     "{root}/saved does not fit this data: the classes were red, green, blue and are a, b, c now"),
     ("saving over a folder of photographs", lambda c: c.learn.save(c.root / "pets"),
      "{root}/pets holds something else than a checkpoint, which saving would remove: name another", FileExistsError),
     ("saving over a file", lambda c: c.learn.save(c.root / "notes.txt"),

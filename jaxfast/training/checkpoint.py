@@ -1,26 +1,37 @@
 """A training state on disk, through orbax: saved whole, restored onto any devices, checked bit by bit."""
 
 import contextlib
+import ctypes
 import gc
+import glob
+import json
 import logging
+import os
+import shutil
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Array
 
 from jaxfast.training.state import TrainState
 
 METADATA = "_CHECKPOINT_METADATA"
 """The file that orbax leaves in a whole checkpoint."""
+FORMAT = 2
+"""The format of the metadata beside a state: 1 had no seal."""
 
 
 def save_state(path: str | Path, state: TrainState, about: dict) -> None:
-    """Write `state` and the JSON-able `about` into the folder `path`, replacing a checkpoint that is there; atomic.
+    """Write `state` and the JSON-able `about` into the folder `path`, replacing a checkpoint that is there.
 
-    FileExistsError where something else is there.
+    The new one is written beside the old one and takes its place when it is whole, so that one of them is there at
+    every moment. (Object stores cannot rename: at a URL the old one is deleted first.)
+    Raises FileExistsError if something else is there, and OSError if it cannot be written.
     """
     from orbax.checkpoint import v1 as ocp
 
@@ -28,23 +39,58 @@ def save_state(path: str | Path, state: TrainState, about: dict) -> None:
     if target.is_file() or target.is_dir() and any(target.iterdir()) and not (target / METADATA).exists():
         raise FileExistsError(f"{path} holds something else than a checkpoint, which saving would remove: name another")
     tree = plain(state)
-    ocp.save(absolute(path), tree, overwrite=True, custom_metadata=described(tree) | about)
+    beside = absolute(path) if "://" in str(path) else str(target.with_name(f".{target.name}.new"))
+    try:
+        with writing(path):
+            ocp.save(beside, tree, overwrite=True, custom_metadata=sealed(described(tree) | about))
+        if "://" not in str(path) and jax.process_index() == 0:
+            replace_folder(beside, target)
+    finally:
+        if "://" not in str(path) and jax.process_index() == 0:
+            for part in target.parent.glob(f".{glob.escape(target.name)}.new*"):  # of a write that failed
+                shutil.rmtree(part, ignore_errors=True)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"saved {path}")
+
+
+@contextlib.contextmanager
+def writing(path: str | Path):
+    """Within the block, what a storage raises becomes an OSError that names `path`."""
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except Exception as error:  # orbax and its storage raise many kinds where a disk is full
+        gc.collect()
+        full = "No space left" in str(error) or "Disk quota" in str(error)
+        reason = "the disk is full" if full else " ".join(str(error).split())[:160] or type(error).__name__
+        raise OSError(f"the checkpoint {path} cannot be written: {reason}") from error
 
 
 def read_about(path: str | Path) -> dict:
     """What was saved beside the state. FileNotFoundError where there is no checkpoint, ValueError where it is
-    damaged."""
+    damaged, or of another format."""
     from orbax.checkpoint import v1 as ocp
 
     path = absolute(path)
     if "://" not in path and not Path(path).exists():
         raise FileNotFoundError(f"no checkpoint at {path}: give the folder that learn.save wrote")
     try:
-        about = ocp.checkpointables_metadata(path).custom_metadata or {}
-    except (ValueError, KeyError, OSError) as error:
+        with _muted("absl"):
+            about = ocp.checkpointables_metadata(path).custom_metadata or {}
+    except Exception as error:  # nearly anything, where a file is damaged
         raise ValueError(f"{path} is not a checkpoint, or its writing was cut off: load another") from error
-    if "jaxfast" not in about:
+    if not isinstance(about, dict) or "jaxfast" not in about:
         raise ValueError(f"{path} is not a checkpoint of jaxfast: its metadata do not name the library")
+    if "format" not in about and "seal" not in about:
+        raise ValueError(
+            f"{path} is a checkpoint of format 1, which this jaxfast does not read (it reads format {FORMAT}): load it "
+            f"with jaxfast {about['jaxfast']}, or train again"
+        )
+    if about.get("seal") != sealed(about)["seal"]:
+        raise ValueError(f"the checkpoint {path} is damaged: its metadata are not those that were saved")
+    if about["format"] != FORMAT:
+        raise ValueError(f"{path} is a checkpoint of format {about['format']}, this jaxfast reads format {FORMAT}")
     return about
 
 
@@ -58,24 +104,59 @@ def load_state(path: str | Path, like: TrainState) -> TrainState:
 
     about, wanted = read_about(path), plain(like)
     if about["structure"] != structure(wanted):
-        raise ValueError(
+        raise Misfit(
             f"the checkpoint {path} does not fit: it holds {about['arrays']} arrays, the state {len(wanted)} or arrays "
             "of other names and shapes; load it with the model, number of classes and frozen part that it was saved of"
         )
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), wanted)
-    reason = None
+    tree = read_arrays(path, lambda: ocp.load(absolute(path), abstract), about["fingerprint"])
+    state = jax.tree.unflatten(jax.tree.structure(_keyless(like)), [tree[name] for name in wanted])
+    return state.replace(key=jax.random.wrap_key_data(state.key))
+
+
+class Misfit(ValueError):
+    """A checkpoint that is whole, but of another state or of other data."""
+
+
+def read_arrays(path: str | Path, read: Callable[[], dict], wanted: str) -> dict:
+    """The arrays that `read()` gives. Raises ValueError if it fails, or if their fingerprint is not `wanted`."""
+    reason, tree = None, {}
     with _muted("absl", "asyncio"):
         try:
-            tree = ocp.load(absolute(path), abstract)
+            tree = read()
         except Exception as error:  # orbax and its storage raise many kinds for a damaged file
-            reason = " ".join(str(error).split())[:120]
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
         if reason:
             gc.collect()  # tasks that failed with it report when they go: hundreds of lines
             raise ValueError(f"the checkpoint {path} is damaged: {reason}")
-    if fingerprint(tree) != about["fingerprint"]:
+    if fingerprint(tree) != wanted:
         raise ValueError(f"the checkpoint {path} is damaged: its numbers are not those that were saved")
-    state = jax.tree.unflatten(jax.tree.structure(_keyless(like)), [tree[name] for name in wanted])
-    return state.replace(key=jax.random.wrap_key_data(state.key))
+    return tree
+
+
+def replace_folder(new: str | Path, old: str | Path) -> None:
+    """Put the folder `new` in the place of `old`, and remove that; something is at `old` at every moment where the
+    system can exchange two names (Linux), and but for microseconds elsewhere."""
+    if not Path(old).exists():
+        os.rename(new, old)
+        return
+    if not _exchange(new, old):
+        aside = f"{old}.old"
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(old, aside)
+        os.rename(new, old)
+        new = aside
+    shutil.rmtree(new)
+
+
+def _exchange(a: str | Path, b: str | Path) -> bool:
+    """Exchange two names at once (renameat2 with RENAME_EXCHANGE); False where that is not possible."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0
 
 
 @contextlib.contextmanager
@@ -135,10 +216,17 @@ def described(tree: dict) -> dict:
 
     return {
         "jaxfast": jaxfast.__version__,
+        "format": FORMAT,
         "arrays": len(tree),
         "structure": structure(tree),
         "fingerprint": fingerprint(tree),
     }
+
+
+def sealed(about: dict) -> dict:
+    """`about` with a checksum of all of it, as JSON gives it back, so that a field that is gone or changed is seen."""
+    plain = json.loads(json.dumps({name: value for name, value in about.items() if name != "seal"}))
+    return plain | {"seal": f"{zlib.crc32(json.dumps(plain, sort_keys=True).encode()):08x}"}
 
 
 def structure(tree: dict) -> str:

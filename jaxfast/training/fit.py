@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -17,7 +18,7 @@ from jaxfast.training.loop import Pace, Publication, RunProgress, run
 from jaxfast.training.preemption import Preempted, Preemption
 from jaxfast.training.progress import Progress
 from jaxfast.training.recipes import AfterEpoch, Verdict, keep_best
-from jaxfast.training.resume import resume
+from jaxfast.training.resume import resume, schedule
 from jaxfast.training.state import TrainState
 
 
@@ -99,7 +100,7 @@ class _Fit:
         self.after_epoch, self.verdict = after_epoch, Verdict()
         self.publish, self.guard = publish, nullcontext() if guard is None else guard
         self.publication = Publication(self._published, self.guard)
-        self.checkpoints, self.about, self.saved = None, {}, self.first
+        self.checkpoints, self.about, self.saved, self.values = None, {}, self.first, None
         for recipe in after_epoch:
             if hasattr(recipe, "begin"):
                 recipe.begin()
@@ -114,7 +115,7 @@ class _Fit:
             raise ValueError(f"keep_best={checkpoints.keep_best!r} is not among the metrics {', '.join(self.columns)}")
         if any(isinstance(recipe, keep_best) for recipe in self.after_epoch):
             raise ValueError("keep_best() forgets at a restart: give Checkpoints(..., keep_best=metric) instead")
-        found = resume(checkpoints, self.state, self.history, self.total)
+        found = resume(checkpoints, self.state, self.history, self.rows, about)
         self.state, self.history, self.done, self.ended = found
         self.publish(self.state, self.history)
         if self.done and not quiet:
@@ -123,7 +124,8 @@ class _Fit:
             return False
         begun = len(self.history) - self.ended
         self.checkpoints, self.saved = checkpoints, self.first + self.done
-        self.about = about | {"fit": {"first": self.first, "steps": self.total, "begun": begun}}
+        fit = {"first": self.first, "steps": self.total, "begun": begun, "schedule": schedule(self.rows)}
+        self.about = about | {"fit": fit}
         history = {"train_loss": self.history.losses, **self.history.terms}
         self._average({name: values[len(values) - self.done :] for name, values in history.items()})
         replayed = [recipe for recipe in self.after_epoch if getattr(recipe, "replayed", False)]
@@ -159,7 +161,7 @@ class _Fit:
                 seconds = time.perf_counter() - began
                 self._end_epoch(results, seconds, train_seconds, progress, good)
         if self.checkpoints is not None:
-            self.checkpoints.wait()
+            self._written()
         if preemption.told:
             raise KeyboardInterrupt if self.checkpoints is None else Preempted(self.checkpoints.folder)
         for recipe in self.after_epoch:
@@ -196,7 +198,16 @@ class _Fit:
 
     def _save(self, values: dict[str, float] | None = None) -> None:
         self.checkpoints.save(self.state, self.history, self.about, values)
-        self.saved = self.first + self.done
+        self.saved, self.values = self.first + self.done, values
+
+    def _written(self) -> None:
+        """Wait for the last checkpoint; if it could not be written, try again with the state, which is the same."""
+        try:
+            self.checkpoints.wait()
+        except OSError as error:
+            warnings.warn(f"{error}; trying again", RuntimeWarning, stacklevel=2)
+            self._save(self.values)
+            self.checkpoints.wait()
 
     def _judge(self, recipes: Sequence[AfterEpoch], epoch: int, values: dict, state: TrainState | None) -> None:
         """Ask recipes about an epoch: they may scale the rates, or end the fit."""

@@ -15,6 +15,7 @@ from jaxfast.losses import Loss, with_constants
 from jaxfast.mesh import place, replicated
 from jaxfast.metrics import HostMetric, Metric
 from jaxfast.precision import Precision
+from jaxfast.training.identity import describe
 from jaxfast.training.loop import Pace, make_chunk
 from jaxfast.training.programs import Programs
 from jaxfast.training.state import Trainable
@@ -99,6 +100,11 @@ class Task:
     def example(self) -> dict[str, np.ndarray]:
         """A batch of one training example, as it is stored."""
         return self.data.train.batch(np.arange(1))
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint remembers of the data (`identity.describe`)."""
+        return describe(self.data)
 
     @cached_property
     def reads(self) -> tuple:
