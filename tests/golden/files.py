@@ -12,7 +12,9 @@ from . import measure, tasks
 from .learners import one
 
 HERE = Path(__file__).parent
-EXPORT, CHECKPOINT = HERE / "export_v1.jaxfast", HERE / "checkpoint_v1"
+EXPORT = HERE / "export_v1.jaxfast"
+CHECKPOINTS = HERE / "checkpoint_v1", HERE / "checkpoint_v2"
+"""The same state in every format that a checkpoint has had, the newest last."""
 ABOUT = HERE / "files.json"
 ROWS = [{"town": "Aa", "x": 0.5, "noise": -1.0}, {"town": "Zz", "x": -2.0, "noise": None}]
 """Rows to predict: a known town, and one that training did not see beside an empty number."""
@@ -30,9 +32,9 @@ def write() -> None:
     learn = learner()
     learn.fit_one_cycle(1, 1e-2)
     learn.export(EXPORT)
-    learn.save(CHECKPOINT)
+    learn.save(CHECKPOINTS[-1])
     # It names the folder's place on the machine that wrote it, and only its presence is looked at.
-    (CHECKPOINT / "commit_success.txt").write_text("Checkpoint commit was successful\n")
+    (CHECKPOINTS[-1] / "commit_success.txt").write_text("Checkpoint commit was successful\n")
     found = {
         "predictions": [probabilities(learn.predict(row)) for row in ROWS],
         "sums": measure.sums(learn.state.variables),
@@ -45,10 +47,10 @@ def read_export() -> list[list[float]]:
     return [probabilities(answer) for answer in load_export(EXPORT).predict_batch(ROWS)]
 
 
-def read_checkpoint():
+def read_checkpoint(path: Path):
     """A learner with the checkpoint's state."""
     learn = learner()
-    learn.load(CHECKPOINT)
+    learn.load(path)
     return learn
 
 
