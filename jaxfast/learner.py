@@ -110,7 +110,7 @@ class Learner:
             data, precision_.cast_module(module, kind.dtype), loss, metrics_.resolve(metrics), optimizer, mesh, kind,
             norm_groups or mesh.size, resident, accumulate, shard, workers,
         )  # fmt: skip
-        self._terms = check.check_task(self.task, variables)
+        self._traced = check.check_task(self.task, variables)
         if not isinstance(given, str):
             self._check_optimizer(variables)
 
@@ -180,7 +180,7 @@ class Learner:
             norm_groups=task.norm_groups, resident=task.resident, accumulate=task.accumulate,
         )  # fmt: skip
         check_batch_size(task.data.batch_size, task.mesh)
-        self._terms, self.task = check.check_task(task, self.state.variables), task
+        self._traced, self.task = check.check_task(task, self.state.variables), task
 
     # Which parameters train, and on which size
 
@@ -342,7 +342,8 @@ class Learner:
         course does by hand with save and load: True watches valid_loss, or name a metric.
         """
         check.check_fine_tune(epochs, freeze_epochs, lr, lr_mult)
-        best = training.recipes.keep_best(*([keep_best] if isinstance(keep_best, str) else []))
+        monitor = keep_best if isinstance(keep_best, str) else "valid_loss"
+        best = training.recipes.keep_best(monitor, reset_on_fit=False)  # of both cycles
         if keep_best:
             after_epoch = [*after_epoch, best]
         self.freeze()
@@ -371,10 +372,11 @@ class Learner:
     def _decay(self, given: float | None, after_epoch: Recipes) -> float:
         """The weight decay of a fit, what it is given being checked."""
         decay = self.weight_decay if given is None else given
-        check.check_fit(after_epoch, (*self._terms, *(metric.name for metric in self.metrics)), decay)
+        check.check_fit(after_epoch, (*self._traced.terms, *(metric.name for metric in self.metrics)), decay)
         return decay
 
     def _fit(self, rows: training.Rows, epochs: int, after_epoch: Recipes) -> None:
+        check.check_metrics(self.metrics, self.data.valid, self._traced.outputs)
         program = self.task.training_program(self.trainable, self.programs)
         source = self.task.source
         with training.Interrupts(self._lock) as interrupts:
@@ -388,7 +390,7 @@ class Learner:
                     epochs,
                     validate=lambda variables: self.evaluator.validate(variables, self.task.held_out),
                     metrics=[metric.name for metric in self.metrics],
-                    terms=self._terms,
+                    terms=self._traced.terms,
                     history=self.history,
                     after_epoch=after_epoch,
                     checkpoints=self.checkpoints,

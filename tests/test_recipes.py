@@ -1,11 +1,13 @@
 """Recipes after each epoch: verdicts from tables of metrics, and the learner that obeys them."""
 
 import csv
+import dataclasses
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
-from small import learner
+from small import data, learner
 
 from jaxfast.training.recipes import Verdict, csv_log, early_stop, keep_best, reduce_on_plateau
 
@@ -108,3 +110,84 @@ def test_tensorboard(tmp_path):
         found |= {value.tag: (event.step, value.simple_value) for value in event.summary.value}
         data = data[16 + length :]
     assert found == {"valid_loss": (7, 0.5), "accuracy": (7, 0.75)}
+
+
+def scored(values, **options):
+    """A learner whose metric "score" takes these values in turn."""
+    from jaxfast.metrics import HostMetric
+
+    scores = iter(values)
+    return learner(metrics=[HostMetric("score", lambda outputs, targets: next(scores))], **options)
+
+
+def scores_of(learn, since=0):
+    return [epoch["score"] for epoch in learn.history.epochs[since:]]
+
+
+def test_patience_begins_anew_with_each_fit():
+    learn, stop = scored([0.8, 0.9, 0.7, 0.6, 0.7, 0.75, 0.8, 0.85, 0.88]), early_stop("score", patience=2)
+    learn.fit(4, 1e-3, after_epoch=[stop])
+    learn.fit(5, 1e-3, after_epoch=[stop])
+    assert scores_of(learn) == [0.8, 0.9, 0.7, 0.6, 0.7, 0.75, 0.8, 0.85, 0.88]
+
+
+def test_patience_over_several_fits_is_a_choice():
+    learn, stop = scored([0.8, 0.9, 0.7, 0.6]), early_stop("score", patience=2, reset_on_fit=False)
+    learn.fit(3, 1e-3, after_epoch=[stop])
+    learn.fit(3, 1e-3, after_epoch=[stop])
+    assert scores_of(learn) == [0.8, 0.9, 0.7, 0.6]
+
+
+def test_rates_are_reduced_anew_with_each_fit():
+    learn, reduce = scored([0.9, 0.8, 0.5, 0.6]), reduce_on_plateau("score", factor=0.5, patience=1)
+    learn.fit(2, 1e-3, after_epoch=[reduce])
+    learn.fit(2, 1e-3, after_epoch=[reduce])
+    np.testing.assert_allclose(np.array(learn.history.lrs)[:, 0], 1e-3)  # the second fit rises
+
+
+def test_the_best_of_a_fit_is_of_that_fit():
+    learn, kept = scored([0.9, 0.8, 0.5, 0.4]), keep_best("score")
+    learn.fit(2, 1e-3, after_epoch=[kept])
+    assert (kept.epoch, kept.value) == (0, 0.9)
+    before = jax.tree.leaves(learn.state.params)[0]
+    learn.fit(2, 1e-3, after_epoch=[kept])
+    assert (kept.epoch, kept.value) == (2, 0.5)
+    assert not np.array_equal(jax.tree.leaves(learn.state.params)[0], before)
+
+
+def test_fine_tune_keeps_the_best_of_both_its_cycles(capsys):
+    learn = scored([0.9, 0.5, 0.4], quiet=False)
+    learn.fine_tune(2, 1e-3, keep_best="score")
+    assert "kept epoch 0: score 0.9000" in capsys.readouterr().out
+
+
+def test_an_epoch_of_nan_is_not_the_best():
+    learn, kept = scored([float("nan"), 0.5, 0.4]), keep_best("score")
+    learn.fit(3, 1e-3, after_epoch=[kept])
+    assert kept.epoch == 1
+
+
+@pytest.mark.parametrize(
+    ("metric", "reason"),
+    [("roc_auc", "no class has examples on both sides"), ("r2", "compares numbers one by one")],
+)
+def test_a_metric_that_cannot_be_computed_is_said_before_the_first_epoch(metric, reason):
+    task = data()
+    one_class = dataclasses.replace(task.valid, targets=np.full_like(task.valid.targets, 1))
+    learn = learner(dataclasses.replace(task, valid=one_class), metrics=["accuracy", metric])
+    with pytest.raises(ValueError, match=f"the metric {metric} cannot be computed on the validation set: .*{reason}"):
+        learn.fit(1, 1e-3)
+    assert int(learn.state.step) == 0
+    learn.metrics = ["accuracy"]
+    learn.fit(1, 1e-3)
+
+
+def test_texts_of_one_class_are_seen_too():
+    from jaxfast import text
+
+    frame = pd.DataFrame({"text": ["a good one", "a bad one"] * 20, "label": list("pn") * 20})
+    task = text.from_frame(frame, label="label", batch_size=8, valid=list(range(0, 40, 2)))
+    config = {"emb_size": 8, "hidden_size": 8, "n_layers": 1}
+    learn = text.classifier_learner(task, config=config, metrics=["roc_auc"], quiet=True)
+    with pytest.raises(ValueError, match="the metric roc_auc cannot be computed"):
+        learn.fit(1, 1e-3)

@@ -38,7 +38,7 @@ def r2() -> HostMetric:
         explained = 1 - left / np.where(constant, 1, spread)
         return float(np.where(constant, left == 0, explained).mean())
 
-    return HostMetric("r2", compute)
+    return HostMetric("r2", compute, check=compute)
 
 
 def _difference(name, outputs, target):

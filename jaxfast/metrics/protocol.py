@@ -26,13 +26,15 @@ class Metric(NamedTuple):
 class HostMetric(NamedTuple):
     """A metric that needs all rows at once: `compute(outputs, targets)` on the host, real rows only, raw outputs.
 
-    `ready()` is called when the metric is chosen, long before it is computed: it raises where something is not
-    installed.
+    `ready()` is called when the metric is chosen, long before it is computed: it raises if something is not installed.
+    `check(outputs, targets)` is called before a fit with outputs of zeros and the targets of the validation set: it
+    raises ValueError if the metric cannot be computed on them, whatever the outputs are.
     """
 
     name: str
     compute: Callable[[np.ndarray, np.ndarray], float]
     ready: Callable[[], Any] = lambda: None
+    check: Callable[[np.ndarray, np.ndarray], Any] = lambda outputs, targets: None
 
 
 def mean_of(name: str, per_example: Callable[[Array, Array], Array], finish: Callable = lambda mean: mean) -> Metric:

@@ -38,7 +38,7 @@ def _ranking(name: str, function: str, defined, wanted: str) -> HostMetric:
         score = getattr(sklearn_metrics(), function)
         return float(np.mean([score(truths[:, c], scores[:, c]) for c in columns]))
 
-    return HostMetric(name, compute, sklearn_metrics)
+    return HostMetric(name, compute, sklearn_metrics, check=compute)
 
 
 def _columns(name: str, outputs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,7 @@ import optax
 
 from jaxfast import losses, optim
 from jaxfast.messages import check_number, check_whole, first, kind, nearest
-from jaxfast.metrics import Metric
+from jaxfast.metrics import HostMetric, Metric
 from jaxfast.schedules import one_cycle_momentum
 from jaxfast.training import recipes
 from jaxfast.training.apply import apply, check_module, mode
@@ -93,9 +93,15 @@ def check_optimizer(optimizer: Any, known: dict[str, Callable]) -> Callable:
     return optimizer
 
 
-def check_task(task: Any, variables: dict | None) -> tuple[str, ...]:
-    """Trace the model, the loss and the metrics of a `Task` on one batch; nothing is computed. Gives the names of the
-    terms that the loss reports.
+class Traced(NamedTuple):
+    """What `check_task` finds: the names of the terms that the loss reports, and the outputs of one batch."""
+
+    terms: tuple[str, ...]
+    outputs: jax.ShapeDtypeStruct
+
+
+def check_task(task: Any, variables: dict | None) -> Traced:
+    """Trace the model, the loss and the metrics of a `Task` on one batch; nothing is computed.
 
     ValueError, with the shapes, where the model does not take the data, where the loss or a metric does not take the
     outputs with the targets, and for another number of outputs than the data has classes.
@@ -148,7 +154,24 @@ def check_task(task: Any, variables: dict | None) -> tuple[str, ...]:
         if isinstance(metric, Metric):
             mask = jax.ShapeDtypeStruct((n,), jnp.bool_)
             _traced(f"the metric {metric.name} {fails}", metric.update, outputs, target, mask)
-    return tuple(terms)
+    return Traced(tuple(terms), outputs)
+
+
+def check_metrics(metrics: Sequence[Metric | HostMetric], dataset: Any, outputs: jax.ShapeDtypeStruct) -> None:
+    """Raise ValueError if a metric cannot be computed on the targets of `dataset`, such as roc_auc where all are of one
+    class. Data sets that do not hold their targets as an array (`targets` or `target`) are not read for it."""
+    targets = getattr(dataset, "targets", getattr(dataset, "target", None))
+    if not (isinstance(targets, np.ndarray) and len(targets) == len(dataset)):
+        return
+    for metric in metrics:
+        if isinstance(metric, HostMetric):
+            try:
+                metric.check(np.zeros((len(targets), *outputs.shape[1:]), outputs.dtype), targets)
+            except ValueError as error:
+                raise ValueError(
+                    f"the metric {metric.name} cannot be computed on the validation set: {error}; choose another "
+                    "metric, or another split"
+                ) from error
 
 
 def check_groups(optimizer: Callable, trainable: Trainable, params: dict) -> None:

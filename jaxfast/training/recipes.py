@@ -2,13 +2,14 @@
 
 `metrics` holds train_loss, valid_loss and the learner's metrics of the epoch that ended. A function returns None, or
 a `Verdict`. Compose them by listing them: `learn.fit_one_cycle(10, 1e-3, after_epoch=[csv_log("log.csv"),
-early_stop()])`. One that also has a method `finish(state) -> state` is called when the fit ends. One with an attribute
-`monitor` is refused at once where no metric has that name. One with an attribute `replayed` is shown the epochs before
-a restart again (state None), to remember them. A loss that is not finite needs no recipe: training always stops there,
-with the last good state.
+early_stop()])`. One that also has a method `begin()` is told that a fit begins, so that it forgets the one before; one
+with `finish(state) -> state` is called when the fit ends. One with an attribute `monitor` is refused at once where no
+metric has that name. One with an attribute `replayed` is shown the epochs before a restart again (state None), to
+remember them. A loss that is not finite needs no recipe: training always stops there, with the last good state.
 """
 
 import csv
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -52,90 +53,121 @@ def falls(metric: str) -> bool:
 
 
 class _Best:
-    """The best value so far; whether lower is better follows from the name unless it is said."""
+    """The best value of a fit so far; whether lower is better follows from the name unless it is said."""
 
-    def __init__(self, monitor: str, lower: bool | None, min_delta: float = 0.0):
+    replayed = True
+
+    def __init__(self, monitor: str, lower: bool | None, min_delta: float = 0.0, reset_on_fit: bool = True):
         lower = falls(monitor) if lower is None else lower
         self.monitor, self.sign, self.min_delta = monitor, -1.0 if lower else 1.0, min_delta
-        self.value, self.epoch = None, -1
+        self.reset_on_fit = reset_on_fit
+        self._forget()
+
+    def _forget(self) -> None:
+        self.value: float | None = None
+        self.epoch = -1
+
+    def begin(self) -> None:
+        """A fit begins: forget the one before, unless `reset_on_fit` is False."""
+        if self.reset_on_fit:
+            self._forget()
 
     def improved(self, epoch: int, metrics: Metrics) -> bool:
         value = _value(metrics, self.monitor)
         better = self.value is None or self.sign * (value - self.value) > self.min_delta
-        if better:
+        if better and not math.isnan(value):
             self.value, self.epoch = value, epoch
-        return better
+            return True
+        return False
 
 
-def early_stop(
-    monitor: str = "valid_loss", *, patience: int = 3, min_delta: float = 0.0, lower: bool | None = None
-) -> AfterEpoch:
+class _Patience(_Best):
+    """Counts the epochs since the best one."""
+
+    def __init__(self, monitor: str, patience: int, min_delta: float, lower: bool | None, reset_on_fit: bool):
+        check_whole("patience", patience)
+        self.patience = patience
+        super().__init__(monitor, lower, min_delta, reset_on_fit)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self.waited = 0
+
+    def over(self, epoch: int, metrics: Metrics) -> bool:
+        """Whether `patience` epochs have passed without a better one."""
+        self.waited = 0 if self.improved(epoch, metrics) else self.waited + 1
+        return self.waited >= self.patience
+
+
+class early_stop(_Patience):  # noqa: N801 (used as a function)
     """End the fit when `monitor` has not improved by more than `min_delta` for `patience` epochs (fastai's
     EarlyStoppingCallback).
 
-    `lower`: whether less is better (default: by the name; losses and errors fall). ValueError for an unknown metric.
+    `lower`: whether less is better (default: by the name; losses and errors fall). `reset_on_fit`: each fit begins
+    anew (fastai's default); False counts over several fits. Raises ValueError if no metric has that name.
     """
-    check_whole("patience", patience)
-    best, waited = _Best(monitor, lower, min_delta), 0
 
-    def after_epoch(epoch, metrics, state):
-        nonlocal waited
-        waited = 0 if best.improved(epoch, metrics) else waited + 1
-        return Verdict(stop=waited >= patience)
+    def __init__(
+        self,
+        monitor: str = "valid_loss",
+        *,
+        patience: int = 3,
+        min_delta: float = 0.0,
+        lower: bool | None = None,
+        reset_on_fit: bool = True,
+    ):
+        super().__init__(monitor, patience, min_delta, lower, reset_on_fit)
 
-    after_epoch.monitor, after_epoch.replayed = monitor, True
-    return after_epoch
+    def __call__(self, epoch: int, metrics: Metrics, state: TrainState) -> Verdict:
+        return Verdict(stop=self.over(epoch, metrics))
 
 
-def reduce_on_plateau(
-    monitor: str = "valid_loss",
-    *,
-    factor: float = 0.1,
-    patience: int = 2,
-    min_delta: float = 0.0,
-    lower: bool | None = None,
-) -> AfterEpoch:
+class reduce_on_plateau(_Patience):  # noqa: N801 (used as a function)
     """Multiply the learning rates by `factor` each time `monitor` has not improved for `patience` epochs (fastai's
-    ReduceLROnPlateau). ValueError for a factor outside 0..1."""
-    check_whole("patience", patience)
-    check_number("factor", factor, 0, 1)
-    best, waited = _Best(monitor, lower, min_delta), 0
+    ReduceLROnPlateau).
 
-    def after_epoch(epoch, metrics, state):
-        nonlocal waited
-        waited = 0 if best.improved(epoch, metrics) else waited + 1
-        if waited < patience:
+    `reset_on_fit` as in `early_stop`. Raises ValueError if `factor` is not in 0..1.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "valid_loss",
+        *,
+        factor: float = 0.1,
+        patience: int = 2,
+        min_delta: float = 0.0,
+        lower: bool | None = None,
+        reset_on_fit: bool = True,
+    ):
+        check_number("factor", factor, 0, 1)
+        self.factor = factor
+        super().__init__(monitor, patience, min_delta, lower, reset_on_fit)
+
+    def __call__(self, epoch: int, metrics: Metrics, state: TrainState) -> Verdict | None:
+        if not self.over(epoch, metrics):
             return None
-        waited = 0
-        return Verdict(lr_scale=factor)
-
-    after_epoch.monitor, after_epoch.replayed = monitor, True
-    return after_epoch
+        self.waited = 0
+        return Verdict(lr_scale=self.factor)
 
 
-class keep_best:  # noqa: N801 (used as a function)
+class keep_best(_Best):  # noqa: N801 (used as a function)
     """Remember the parameters of the best epoch and put them back when the fit ends (fastai's SaveModelCallback).
 
     After the fit, `.epoch` and `.value` say which epoch it was. The optimizer's state stays that of the last step.
+    `reset_on_fit=False` keeps the best of several fits.
     """
 
-    def __init__(self, monitor: str = "valid_loss", *, lower: bool | None = None):
-        self._best, self._kept = _Best(monitor, lower), None
+    replayed = False
 
-    @property
-    def monitor(self) -> str:
-        return self._best.monitor
+    def __init__(self, monitor: str = "valid_loss", *, lower: bool | None = None, reset_on_fit: bool = True):
+        super().__init__(monitor, lower, reset_on_fit=reset_on_fit)
 
-    @property
-    def epoch(self) -> int:
-        return self._best.epoch
-
-    @property
-    def value(self) -> float | None:
-        return self._best.value
+    def _forget(self) -> None:
+        super()._forget()
+        self._kept = None
 
     def __call__(self, epoch: int, metrics: Metrics, state: TrainState) -> None:
-        if self._best.improved(epoch, metrics):
+        if self.improved(epoch, metrics):
             # a copy, because the next step takes the state's memory over
             self._kept = jax.tree.map(jnp.copy, (state.params, state.model_state))
 

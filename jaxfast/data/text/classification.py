@@ -35,6 +35,11 @@ class TextDataset:
     def __len__(self) -> int:
         return len(self.documents)
 
+    @property
+    def targets(self) -> np.ndarray:
+        """The class numbers, (texts,)."""
+        return self.documents.labels
+
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         return {name: values[0] for name, values in self.batch(np.array([i])).items()}
 
