@@ -138,6 +138,25 @@ class Learner:
         part = training.trainable(variables["params"], self.groups, train_norm=self.train_norm)
         check.check_groups(self.optimizer, part, variables["params"])
 
+    def __repr__(self) -> str:
+        data, names = self.data, [str(name) for name in self.data.classes or ()]
+        of = f" of {len(names)} classes ({first(names)})" if names else ""
+        lines = [
+            f"{type(self).__name__}: {self.summary().total}",
+            f"{len(data.train):,} training and {len(data.valid):,} validation examples{of}",
+        ]
+        if self.history.losses:
+            lines.append(f"{len(self.history)} epochs, {len(self.history.losses):,} steps")
+        if self.history.epochs:
+            newest = self.history.epochs[-1]
+            values = {
+                name: newest[name]
+                for name in ("valid_loss", *(metric.name for metric in self.metrics))
+                if name in newest
+            }
+            lines[-1] += ": " + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+        return "\n  ".join(lines)
+
     # What is trained, and how
 
     data = _of_task("data", "The data. Other data of the same kind may be assigned; the state stays.")
@@ -246,7 +265,7 @@ class Learner:
     def fit(
         self,
         epochs: int,
-        lr: Rates | Sequence[optax.Schedule],
+        lr: Rates | Sequence[optax.Schedule] = 1e-3,
         *,
         momentum: float | optax.Schedule | None = None,
         weight_decay: float | None = None,
@@ -267,7 +286,7 @@ class Learner:
     def fit_one_cycle(
         self,
         epochs: int,
-        lr: Rates,
+        lr: Rates = 1e-3,
         *,
         div: float = 25.0,
         div_final: float = 1e5,
@@ -293,7 +312,7 @@ class Learner:
     def fit_flat_cos(
         self,
         epochs: int,
-        lr: Rates,
+        lr: Rates = 1e-3,
         *,
         div_final: float = 1e5,
         pct_start: float = 0.75,
@@ -309,7 +328,7 @@ class Learner:
         self,
         n_cycles: int,
         cycle_len: int,
-        lr: Rates,
+        lr: Rates = 1e-3,
         *,
         cycle_mult: int = 2,
         weight_decay: float | None = None,

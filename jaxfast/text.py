@@ -101,7 +101,8 @@ def language_learner(
     `config`: what differs from `LANGUAGE_MODEL`: emb_size, hidden_size, n_layers and the dropouts, which `drop_mult`
     multiplies. `encoder`: weights to begin with, decoder included where they have one: a learner, a file of
     `save_encoder`, or a folder with fastai's pair of files (`pretrained.awd_lstm.read_text_weights`); they give the
-    sizes, and words that they do not know get the mean embedding. `options` are `Learner`'s; momentum goes .8, .7, .8.
+    sizes, and words that they do not know get the mean embedding; the learner starts frozen then. `options` are
+    `Learner`'s; momentum goes .8, .7, .8.
     """
     check_type("data", data, LanguageData, "text.from_frame without a label")
     weights = text_weights(encoder)
@@ -126,8 +127,9 @@ def classifier_learner(
     """A `TextClassifier` of `data`: `encoder`, `config` (over `CLASSIFIER`) and `drop_mult` as in `language_learner`.
 
     `hidden`: widths of the head's layers. Texts are read in chunks of `bptt` tokens, and gradients come from the last
-    `max_len` tokens. ULMFiT trains the head first, then more and more of the layers, each at a rate 2.6 times that of
-    the one before: `freeze()`, `freeze_to(-2)`, ..., `unfreeze()`, with `slice(lr / 2.6**4, lr)`.
+    `max_len` tokens. With an `encoder` the learner starts frozen: ULMFiT trains the head first, then more and more of
+    the layers, each at a rate 2.6 times that of the one before: `freeze_to(-2)`, ..., `unfreeze()`, with
+    `slice(lr / 2.6**4, lr)`.
     """
     check_type("data", data, TextData, "text.from_frame with a label")
     check_whole("bptt", bptt)

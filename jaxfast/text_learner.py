@@ -45,7 +45,10 @@ class TextLearner(Learner):
         save_export(path, module, self.state.variables, self.data, self.loss)
 
     def load_encoder(self, encoder: "TextLearner | TextWeights | str | os.PathLike") -> None:
-        """Take over an encoder as `language_learner` does; ValueError where its sizes differ."""
+        """Take over an encoder as `language_learner` does, and freeze all but the last group (fastai's load_encoder).
+
+        Raises ValueError if its sizes differ.
+        """
         self._take(text_weights(encoder))
 
     def _take(self, weights: TextWeights) -> None:
@@ -56,6 +59,7 @@ class TextLearner(Learner):
         new = {name: tree for name, tree in weights.fitted(self.data.vocab).params.items() if name in params}
         layout = jax.tree.map(lambda x: x.sharding, {name: params[name] for name in new})
         self.state = self.state.replace(params={**params, **place(new, layout)})
+        self.freeze()  # as fastai's load_encoder
 
 
 class LanguageLearner(TextLearner):

@@ -92,9 +92,10 @@ def learner(
 
     `pretrained`: True for the architecture's documented source of ImageNet weights (`pretrained.weights_path`), the
     path of a .pth or .safetensors file, a repository of the Hugging Face hub such as "timm/resnet50.a1_in1k" (which
-    also gives the pixels' mean and deviation: `pretrained.find_weights`), or False for random weights. Weights for RGB
-    are adapted to grey images by timm's rule. `hidden` and `dropout` are `ClassifierHead`'s, `body` are options of the
-    architecture, such as {"drop_path": .1} (stochastic depth) or an xResNet's {"attention": True}.
+    also gives the pixels' mean and deviation: `pretrained.find_weights`), or False for random weights. A learner over
+    pretrained weights starts frozen (`unfreeze` it to train everything, as `fine_tune` does after its first cycle).
+    Weights for RGB are adapted to grey images by timm's rule. `hidden` and `dropout` are `ClassifierHead`'s, `body`
+    are options of the architecture, such as {"drop_path": .1} (stochastic depth) or an xResNet's {"attention": True}.
     By default the loss is cross entropy and the metric accuracy; for any number of labels per image, binary cross
     entropy and accuracy_multi; for numbers and points, mean squared error and rmse. `y_range`: the lowest and the
     highest number that a regression can answer, of points (-1, 1) by default, the borders of the image. `options` are
@@ -111,15 +112,25 @@ def learner(
     head = ClassifierHead(n_out, tuple(hidden), dropout, _checked_range(y_range, data.task))
     module = ImageClassifier(made, head, mean, std)
     default_loss, default_metric = _DEFAULTS[data.task]
-    return Learner(
-        data,
-        module,
-        loss=loss or default_loss,
-        metrics=(default_metric,) if metrics is None else metrics,
-        variables=weights and _with_body_of(arch, weights, module, data, seed),
-        seed=seed,
-        **options,
-    )
+    loss, metrics = loss or default_loss, (default_metric,) if metrics is None else metrics
+    return _learner(data, module, arch, weights, loss=loss, metrics=metrics, seed=seed, **options)
+
+
+def _learner(
+    data: ImageData,
+    module: ImageClassifier | DynamicUnet,
+    arch: str,
+    weights: os.PathLike | None,
+    *,
+    seed: int,
+    **options: Any,
+) -> Learner:
+    """A learner of `module`; over weights from a file it starts frozen, as fastai's do."""
+    variables = weights and _with_body_of(arch, weights, module, data, seed)
+    made = Learner(data, module, variables=variables, seed=seed, **options)
+    if weights is not None:
+        made.freeze()
+    return made
 
 
 _DEFAULTS = {
@@ -178,15 +189,8 @@ def unet_learner(
     module = DynamicUnet(
         made, data.n_out, mean, std, blur, blur_final, self_attention, y_range, last_cross, bottleneck, last
     )  # fmt: skip
-    return Learner(
-        data,
-        module,
-        loss=loss or segmentation_cross_entropy,
-        metrics=metrics,
-        variables=weights and _with_body_of(arch, weights, module, data, seed),
-        seed=seed,
-        **options,
-    )
+    loss = loss or segmentation_cross_entropy
+    return _learner(data, module, arch, weights, loss=loss, metrics=metrics, seed=seed, **options)
 
 
 def _body(data: ImageData, arch: str, pretrained: bool | str | os.PathLike, options: Mapping[str, Any]):

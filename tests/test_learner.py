@@ -1,5 +1,7 @@
 """The learner: one compilation, lr_find without a trace, freezing, exact files, errors."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -217,6 +219,31 @@ def test_pictures(trained):
     ):
         assert figure.axes
     assert "group" in repr(trained.summary()) and "accuracy" in repr(trained.history)
+
+
+def test_what_is_shown_fits_into_a_cell(trained):
+    """Short texts that say what a thing is, with class names beside probabilities and never an array."""
+    shown = [
+        (
+            trained,
+            r"Learner: ImageClassifier: [\d,]+ parameters, .* computed in float32\n"
+            r"  256 training and 64 validation examples of 3 classes \(red, green, blue\)\n"
+            r"  \d+ epochs, \d+ steps: valid_loss \d\.\d{4}, accuracy \d\.\d{4}",
+        ),
+        (trained.interpret(), r"Interpretation: 64 examples of 3 classes, accuracy [01]\.\d{4}, loss \d\.\d{4}.*"),
+        (
+            trained.heatmap(trained.data.valid[0]),
+            r"Heatmap: (red|green|blue), probability \d\.\d{3}; \d+ x \d+ cells of layer \w+, image 16 x 16",
+        ),
+        (
+            trained.predict(trained.data.valid[0]),
+            r"Prediction\('\w+', index=\d, probabilities: "
+            r"(red|green|blue) [01]\.\d{3}(, (red|green|blue) 0\.\d{3}){2}\)",
+        ),
+    ]
+    for thing, pattern in shown:
+        assert re.fullmatch(pattern, repr(thing)), repr(thing)
+    assert repr(learner()).count("\n") == 1
 
 
 def test_training_stops_at_the_last_good_state():

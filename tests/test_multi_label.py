@@ -1,5 +1,7 @@
 """Any number of labels: thresholds against brute force, reports against scikit-learn, and the way through a learner."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -242,6 +244,8 @@ def test_a_learner_is_interpreted_by_label():
     learn = Learner(data, module, loss=losses.binary_cross_entropy, metrics=names, quiet=True)
     learn.fit(1, 0.02)
     found = learn.interpret()
+    text = r"LabelInterpretation: \d+ examples of \d labels \(.*\), 0\.\d{4} of the answers right, loss \d\.\d{4}"
+    assert re.fullmatch(text, repr(found)), repr(found)
     assert isinstance(found, LabelInterpretation) and len(found.top_losses(3)) == 3
     np.testing.assert_array_equal(found.targets, rows[data.valid.index])
     worst = found.top_losses(1)[0]

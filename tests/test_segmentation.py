@@ -297,6 +297,7 @@ def test_one_prediction(learn):
 
 def test_interpretation(learn):
     told = learn.interpret()
+    assert repr(told).startswith("SegmentationInterpretation: 12 masks of 3 classes, 0.") and "\n" not in repr(told)
     assert isinstance(told, SegmentationInterpretation)
     probabilities, targets, values = told.probabilities, told.targets, told.losses
     assert [row.label for row in told.report()] == ["sky", "road", "car"]
@@ -341,6 +342,7 @@ def test_pretrained_weights_of_the_body_alone():
     from jaxfast.pretrained import read_weights, torch_name, weights_path
 
     learn = vision.unet_learner(street_data(), "efficientnet_lite0", quiet=True, devices=jax.devices()[:1])
+    assert learn.frozen_to == 2  # the head alone trains, as in fastai
     tensors = read_weights(weights_path("efficientnet_lite0", True))
     for block in ("stem/conv", "block15/project_conv"):
         kernel = learn.state.params["body"][block.split("/")[0]][block.split("/")[1]]["kernel"]

@@ -46,7 +46,10 @@ def classifier(language):
     data = text.from_frame(
         frame, label="label", valid="held", batch_size=8, vocab=language.data.codec.tokenizer, buckets=1
     )
-    return text.classifier_learner(data, encoder=language, drop_mult=0.1, bptt=8, max_len=16, **OPTIONS)
+    learn = text.classifier_learner(data, encoder=language, drop_mult=0.1, bptt=8, max_len=16, **OPTIONS)
+    assert learn.frozen_to == len(learn.groups) - 1  # as fastai's load_encoder
+    learn.unfreeze()
+    return learn
 
 
 # The language model
@@ -191,7 +194,9 @@ def test_an_encoder_is_taken_over_word_by_word(language, tmp_path):
     np.testing.assert_allclose(ours.params["bias"][10], there.params["bias"].mean(), rtol=1e-5)
     np.testing.assert_array_equal(ours.params["encoder"]["rnn1"]["bias"], there.params["encoder"]["rnn1"]["bias"])
     other = text.language_learner(language.data, config=SMALL, seed=5, **OPTIONS)
+    assert learn.frozen_to == len(learn.groups) - 1 and other.frozen_to == 0
     other.load_encoder(language)
+    assert other.frozen_to == len(other.groups) - 1
     assert training.fingerprint(other.state.params) == training.fingerprint(language.state.params)
     with pytest.raises(ValueError, match="the encoder has emb_size 12, hidden_size 16, n_layers 2, the model"):
         text.language_learner(language.data, config=SMALL | {"n_layers": 3}, **OPTIONS).load_encoder(path)

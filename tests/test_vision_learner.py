@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from small import arrays, data
+from small import arrays, data, learner
 
 from jaxfast import vision
 from jaxfast.pretrained import read_weights, torch_name, weights_path
@@ -19,6 +19,9 @@ def test_a_pretrained_body_is_the_file_s():
     statistics = learn.state.model_state["batch_stats"]
     assert np.abs(statistics["body"]["stem"]["norm"]["mean"]).max() > 0
     assert np.all(np.asarray(statistics["head"]["norm0"]["mean"]) == 0)
+    # as fastai's, it starts frozen: the head trains, and the norm layers
+    trains = {path.partition("/")[0] for path in learn.trainable.paths if "norm" not in path}
+    assert trains == {"head"} and learn.frozen_to == len(learn.groups) - 1
     # another seed draws another head and leaves the body
     other = vision.learner(data(), "efficientnet_lite0", seed=1, quiet=True)
     np.testing.assert_array_equal(stem, other.state.params["body"]["stem"]["conv"]["kernel"])
@@ -26,6 +29,17 @@ def test_a_pretrained_body_is_the_file_s():
     assert not np.array_equal(*kernels)
     summary = learn.summary()
     assert len(summary.groups) == 3 and summary.parameters == sum(x.size for x in jax.tree.leaves(learn.state.params))
+
+
+def test_random_weights_start_unfrozen():
+    assert vision.learner(data(), "resnet18", pretrained=False, hidden=(), quiet=True).frozen_to == 0
+
+
+@pytest.mark.parametrize("fit", ["fit", "fit_one_cycle", "fit_flat_cos", "fit_sgdr"])
+def test_the_default_rate_is_fastai_s(fit):
+    learn = learner()
+    getattr(learn, fit)(*((1, 1) if fit == "fit_sgdr" else (1,)))
+    assert np.array(learn.history.lrs).max() == pytest.approx(1e-3)
 
 
 def test_any_number_of_labels():

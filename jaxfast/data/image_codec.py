@@ -61,9 +61,9 @@ class ImageCodec:
             return KeyPoints(points, self.classes, self.size, self.resize)
         if self.task == "single_label":
             index = int(outputs.argmax())
-            return Prediction(self.classes[index], index, outputs)
+            return Prediction(self.classes[index], index, outputs, self.classes)
         on = outputs > 0.5
-        return Prediction(self.label(on), np.flatnonzero(on), outputs)
+        return Prediction(self.label(on), np.flatnonzero(on), outputs, self.classes)
 
     def label(self, target: np.ndarray | int) -> str:
         """A target in words: its class, all of its classes, the shares of a mask's classes, numbers, or places in

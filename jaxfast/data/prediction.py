@@ -10,19 +10,24 @@ from jaxfast.messages import first
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """A classifier's answer: the `label`, its `index`, and the `probabilities` of all classes, shape (classes,).
+    """A classifier's answer: the `label`, its `index`, and the `probabilities` of all `classes`, shape (classes,).
 
     With any number of labels per item, `label` holds all names above one half and `index` their numbers, an array.
+
+    >>> Prediction("cat", 0, np.array([0.75, 0.25]), ("cat", "dog"))
+    Prediction('cat', index=0, probabilities: cat 0.750, dog 0.250)
     """
 
     label: str
     index: int | np.ndarray
     probabilities: np.ndarray
+    classes: tuple[str, ...]
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{p:.3f}" for p in self.probabilities[:10])
-        more = ", ..." if len(self.probabilities) > 10 else ""
-        return f"Prediction({self.label!r}, index={self.index}, probabilities=[{shown}{more}])"
+        likeliest = np.argsort(-np.asarray(self.probabilities), kind="stable")
+        shown = first([f"{self.classes[i]} {self.probabilities[i]:.3f}" for i in likeliest])
+        index = np.asarray(self.index).tolist()
+        return f"Prediction({self.label!r}, index={index}, probabilities: {shown})"
 
 
 @dataclasses.dataclass(frozen=True)

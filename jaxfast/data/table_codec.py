@@ -77,10 +77,11 @@ class TableCodec:
         target = self.target
         if target.task == "single_label":
             index = int(outputs.argmax())
-            return Prediction(target.classes[index], index, outputs)
+            return Prediction(target.classes[index], index, outputs, target.classes)
         if target.task == "multi_label":
             on = np.flatnonzero(outputs > 0.5)
-            return Prediction(", ".join(target.classes[i] for i in on) or "(none)", on, outputs)
+            label = ", ".join(target.classes[i] for i in on) or "(none)"
+            return Prediction(label, on, outputs, target.classes)
         values = target.to_units(outputs if target.n_out > 1 else outputs.reshape(()))
         check_answer(values)
         return Value(np.asarray(values) if target.n_out > 1 else float(values))

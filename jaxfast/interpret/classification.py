@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 
 from jaxfast import plot
-from jaxfast.messages import check_answer
+from jaxfast.messages import check_answer, first
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,6 +61,14 @@ class Interpretation:
         if rows and (targets.min() < 0 or targets.max() >= count):
             wrong = targets.min() if targets.min() < 0 else targets.max()
             raise ValueError(f"a target is {wrong}: give integers from 0 to {count - 1}")
+
+    def __repr__(self) -> str:
+        rows = len(self.targets)
+        right = np.argmax(self.probabilities, 1) == np.asarray(self.targets) if rows else np.zeros(0)
+        found = f"accuracy {right.mean():.4f}, loss {np.mean(self.losses):.4f}" if rows else "none"
+        confused = first([f"{actual} taken for {taken} ({n})" for actual, taken, n in self.most_confused()], 3)
+        more = f"; {confused}" if confused else ""
+        return f"Interpretation: {rows} examples of {len(self.classes)} classes, {found}{more}"
 
     def top_losses(self, k: int | None = None) -> list[TopLoss]:
         """List the `k` examples with the largest losses (default: all), the worst first."""

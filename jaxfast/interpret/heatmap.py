@@ -35,6 +35,11 @@ class Heatmap:
     probability: float
     """Softmax probability of the target, 0..1."""
 
+    def __repr__(self) -> str:
+        (height, width), (rows, columns) = self.image.shape[:2], self.values.shape
+        where = f"{rows} x {columns} cells of layer {self.layer}, image {height} x {width}"
+        return f"Heatmap: {self.label}, probability {self.probability:.3f}; {where}"
+
     def plot(self) -> Figure:
         """Show the image beside itself under the map."""
         title = f"{self.label}, p {self.probability:.2f} (layer {self.layer})"

@@ -12,6 +12,7 @@ import numpy as np
 from jaxfast import plot
 from jaxfast.interpret.classification import Examples, check_examples
 from jaxfast.interpret.thresholds import average_precisions, best_thresholds, check_beta, check_rows, check_thresholds
+from jaxfast.messages import first
 from jaxfast.metrics.classes import ratio
 
 if TYPE_CHECKING:
@@ -171,6 +172,11 @@ class LabelInterpretation:
         check_examples(self.probabilities, self.targets, self.losses, self.dataset)
         check_rows(self.probabilities, self.targets)
         _check_classes(self.classes, np.shape(self.probabilities)[1])
+
+    def __repr__(self) -> str:
+        right = ((np.asarray(self.probabilities) > 0.5) == (np.asarray(self.targets) > 0.5)).mean()
+        what = f"{len(self.targets)} examples of {len(self.classes)} labels ({first(self.classes, 4)})"
+        return f"LabelInterpretation: {what}, {right:.4f} of the answers right, loss {np.mean(self.losses):.4f}"
 
     def best_thresholds(self, beta: float = 2.0) -> np.ndarray:
         """The threshold of each label that gives the largest F-beta here (`interpret.best_thresholds`)."""

@@ -53,6 +53,12 @@ class SegmentationInterpretation:
                 f"{len(self.classes)} classes: give {wanted}"
             )
 
+    def __repr__(self) -> str:
+        real = np.asarray(self.targets) != VOID
+        right = (self.masks == self.targets)[real].mean() if real.any() else np.nan
+        what = f"{len(self.targets)} masks of {len(self.classes)} classes"
+        return f"SegmentationInterpretation: {what}, {right:.4f} of the pixels right, loss {np.mean(self.losses):.4f}"
+
     @cached_property
     def masks(self) -> np.ndarray:
         """The likeliest class of every pixel, uint8 (N, H, W)."""

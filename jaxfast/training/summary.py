@@ -32,6 +32,11 @@ class Summary:
     def trained(self) -> int:
         return sum(group.trained for group in self.groups)
 
+    @property
+    def total(self) -> str:
+        """The model in one line."""
+        return f"{self.model}: {self.parameters:,} parameters, {self.trained:,} trained, computed in {self.compute}"
+
     def __repr__(self) -> str:
         rows = [("group", "layers", "parameters", "trains")]
         for i, group in enumerate(self.groups):
@@ -40,8 +45,7 @@ class Summary:
             rows.append((str(i), layers if len(layers) <= 60 else f"{layers[:57]}...", f"{group.parameters:,}", trains))
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-        total = f"{self.model}: {self.parameters:,} parameters, {self.trained:,} trained, computed in {self.compute}"
-        return "\n".join([*lines, total])
+        return "\n".join([*lines, self.total])
 
 
 def summarize(model: str, params: dict, groups: Groups | None, part: Trainable, labels: dict, compute: str) -> Summary:

@@ -52,7 +52,7 @@ class TextCodec:
         if self.classes is None:
             return self.tokenizer.decode(outputs)
         index = int(outputs.argmax())
-        return Prediction(self.classes[index], index, outputs)
+        return Prediction(self.classes[index], index, outputs, self.classes)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` gives an equal codec."""
