@@ -1,5 +1,9 @@
 """One interrupt of each kind of fit by `attacks.interrupts`, and that the attack sees what is lost."""
 
+import os
+import signal
+
+import jobs
 import pytest
 from attacks import interrupts, victim
 
@@ -65,3 +69,22 @@ def test_attempts_by_kind(n, counts):
 def test_too_few_attempts():
     with pytest.raises(ValueError, match="n=5: give at least 6, an attempt for each kind"):
         interrupts.plans(5, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_interrupt_of_one_process_stops_all_at_one_step(processes):
+    """As a terminal's Ctrl-C, or `kill -INT` of one of them; the fit after it works."""
+    run = jobs.start("interrupted", processes=processes, devices=8 // processes)
+    for line in run[-1].stdout:
+        if line.startswith("epoch 1"):
+            break
+    os.kill(run[-1].pid, signal.SIGINT)
+    found = []
+    for text in jobs.finish(run):
+        lines = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.split()}
+        (step, losses, _), (after, all_losses, _) = lines["interrupted"], lines["after"]
+        assert 16 <= int(step) == int(losses) < 320, text
+        assert int(after) == int(all_losses) == int(step) + 8
+        found.append((lines["interrupted"], lines["after"]))
+    assert found == found[:1] * processes
