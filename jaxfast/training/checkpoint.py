@@ -127,7 +127,9 @@ def read_arrays(path: str | Path, read: Callable[[], dict], wanted: str) -> dict
         except Exception as error:  # orbax and its storage raise many kinds for a damaged file
             reason = " ".join(str(error).split())[:120] or type(error).__name__
         if reason:
-            gc.collect()  # tasks that failed with it report when they go: hundreds of lines
+            # Tasks that failed with it report when they go, now or later: hundreds of lines.
+            logging.getLogger("asyncio").addFilter(_Abandoned(absolute(path)))
+            gc.collect()
             raise ValueError(f"the checkpoint {path} is damaged: {reason}")
     if fingerprint(tree) != wanted:
         raise ValueError(f"the checkpoint {path} is damaged: its numbers are not those that were saved")
@@ -157,6 +159,17 @@ def _exchange(a: str | Path, b: str | Path) -> bool:
         return False
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return rename(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0
+
+
+class _Abandoned(logging.Filter):
+    """Drops what asyncio says of failed reads below `path` that nobody waits for any more."""
+
+    def __init__(self, path: str):
+        super().__init__()
+        self.path = path
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and self.path in str(record.exc_info[1]))
 
 
 @contextlib.contextmanager

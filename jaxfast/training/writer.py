@@ -9,6 +9,8 @@ import threading
 import time
 import uuid
 import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,7 +19,8 @@ from jaxfast.mesh import agreed
 
 LEASE_SECONDS = 60.0
 """A lease that was not renewed for so long belongs to nobody."""
-LOCK, LEASE = ".writer.lock", ".writer.lease"
+LEASE = ".writer.lease"
+_TIME = "%Y-%m-%d %H:%M:%S %z"
 
 _held: weakref.WeakValueDictionary[str, "Writer"] = weakref.WeakValueDictionary()
 
@@ -58,43 +61,51 @@ def claim(folder: str) -> Writer:
 
 
 def _me() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+    return {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime(_TIME)}
 
 
-def _refusal(folder: str, text: str) -> ValueError:
+def _refusal(folder: str, holder: Mapping[str, Any] | None) -> ValueError:
     try:
-        holder = json.loads(text)
         who = f"process {holder['process']} on {holder['host']}, since {holder['since']}"
-    except (ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         who = "another process"
     return ValueError(f"{folder} is written by {who}: end that run, or give another folder")
 
 
-def _lock(folder: str) -> Any:
-    """Lock a file of `folder` (flock), which the system undoes when the process ends; return what undoes it."""
+def _lock(folder: str) -> Callable[[], None]:
+    """Lock the folder itself (flock), which leaves no file there, and which the system undoes when the process ends;
+    return what undoes it."""
     try:
         import fcntl
     except ImportError:  # Windows
         return _lease(folder)
     os.makedirs(folder, exist_ok=True)
-    file = open(os.path.join(folder, LOCK), "a+")  # noqa: SIM115 (it stays open as long as the lock)
+    opened = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        file.seek(0)
-        text = file.read()
-        file.close()
+        os.close(opened)
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise _refusal(folder, text) from None
+            raise _refusal(folder, _locker(folder)) from None
         return _lease(folder)  # a file system without locks
-    file.truncate(0)
-    with contextlib.suppress(OSError):  # a full disk: the lock holds, only the name is missing
-        file.write(json.dumps(_me()))
-        file.flush()
-    return file.close
+    return lambda: os.close(opened)
 
 
-def _lease(folder: str) -> Any:
+def _locker(folder: str) -> dict[str, Any] | None:
+    """Who has locked a folder, by the kernel's table of locks (Linux); None where it is not known."""
+    status = os.stat(folder)
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            fields = line.split()  # 1: FLOCK ADVISORY WRITE process device first last
+            if fields[1] == "FLOCK" and fields[5] == device and int(fields[4]) > 0:
+                began = os.stat(f"/proc/{fields[4]}").st_mtime
+                since = time.strftime(_TIME, time.localtime(began))
+                return {"host": socket.gethostname(), "process": int(fields[4]), "since": since}
+    return None
+
+
+def _lease(folder: str) -> Callable[[], None]:
     """Write a lease and renew it in a thread; return what ends it.
 
     Whether somebody else's is alive is seen by its changes, so that clocks need not agree: one that does not change for
@@ -106,11 +117,11 @@ def _lease(folder: str) -> Any:
     path.parent.mkdir(parents=True, exist_ok=True)
     mine, ended = _me() | {"id": uuid.uuid4().hex}, threading.Event()
 
-    def read() -> str:
+    def read() -> dict[str, Any]:
         try:
-            return path.read_text()
-        except OSError:
-            return ""
+            return dict(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
+            return {}
 
     def renew() -> None:
         path.write_text(json.dumps(mine | {"renewed": time.time()}))
@@ -124,7 +135,7 @@ def _lease(folder: str) -> Any:
         seen = now
     renew()
     time.sleep(LEASE_SECONDS / 60)  # two that saw the same end of a lease: the later one has it
-    if mine["id"] not in (there := read()):
+    if (there := read()).get("id") != mine["id"]:
         raise _refusal(folder, there)
 
     def keep() -> None:
@@ -137,7 +148,7 @@ def _lease(folder: str) -> Any:
     def release() -> None:
         ended.set()
         with contextlib.suppress(OSError):
-            if mine["id"] in read():
+            if read().get("id") == mine["id"]:
                 path.unlink()
 
     return release
