@@ -42,6 +42,12 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "ignore:Error (reading|writing) persistent compilation cache")
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first: left for the end, they would keep one process busy and the others idle."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
     """Keep an accelerator to one process, whose memory several would share; else xdist counts the cores."""
