@@ -50,19 +50,15 @@ class LookaheadState(NamedTuple):
 def ranger(hypers, *, labels=None):
     """RAdam inside Lookahead: every sixth step the parameters go back half of the way to where they were then.
 
-    An optimizer for a `Learner` whose groups all have one rate, as in training from scratch; decay is decoupled and
-    leaves norms and biases out, as fastai does.
+    An optimizer for a `Learner`; decay is decoupled and leaves norms and biases out, as fastai does.
     """
     import jax
     import jax.numpy as jnp
     import optax
 
-    matrices = lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree)
-    fast = optax.chain(
-        optax.scale_by_radam(hypers["momentum"], 0.99, 1e-6),
-        optax.add_decayed_weights(hypers["weight_decay"], matrices),
-        optax.scale(-hypers["lr"][-1]),
-    )
+    from jaxfast.optim import per_group
+
+    fast = per_group(lambda momentum: optax.scale_by_radam(momentum, 0.99, 1e-6))(hypers, labels=labels)
 
     def init(params):
         return LookaheadState(jax.tree.map(jnp.copy, params), jnp.zeros([], jnp.int32), fast.init(params))

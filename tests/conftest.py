@@ -36,6 +36,9 @@ jax.config.update("jax_compilation_cache_dir", os.environ[_SHARED])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+collect_ignore = ["bare/site"]  # the start-up file of bare runs: to import it is to install its hook
+
+
 def pytest_configure(config):
     if _platform not in PLATFORMS:
         raise pytest.UsageError(f"JAXFAST_TEST_PLATFORM={_platform!r}: give one of {', '.join(PLATFORMS)}")

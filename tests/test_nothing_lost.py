@@ -14,6 +14,14 @@ from small import data, learner
 from jaxfast import training
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """What runs in the background of a shell ignores SIGINT, and its children do."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def values(state):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state.variables)]
 

@@ -1,5 +1,6 @@
 """A fit without checkpoints that an interrupt ends in all processes of a job; afterwards it trains on."""
 
+import signal
 import time
 
 import small
@@ -9,6 +10,7 @@ from jobs import join
 
 
 def main(epochs=40, pause=0.2):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits one that ignores it
     learn = small.learner()
 
     def after_epoch(epoch, metrics, state):
