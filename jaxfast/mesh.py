@@ -125,6 +125,13 @@ def agreed(value: float) -> float:
     return float(multihost_utils.broadcast_one_to_all(np.float32(value)))
 
 
+def anywhere(happened: bool) -> bool:
+    """Whether it happened in any process of the job; all of them ask together."""
+    if jax.process_count() == 1:
+        return happened
+    return bool(multihost_utils.process_allgather(np.array([happened])).any())
+
+
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     """ValueError when the global batch does not split evenly over the devices."""
     if batch_size % mesh.size:

@@ -7,6 +7,7 @@ import threading
 import weakref
 
 import jax
+import jobs
 import numpy as np
 import pytest
 from small import data, learner
@@ -202,3 +203,22 @@ def test_an_interrupt_that_is_swallowed_comes_again():
             reached.append("dispatched")
         reached.append("never")
     assert reached == ["swallowed", "dispatched"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "step", "sentence"),
+    [("data", 8, "OSError cannot read img_0042.jpg"), ("recipe", 16, "ValueError the log cannot be written")],
+)
+def test_what_fails_in_one_process_ends_the_fit_in_all(what, step, sentence):
+    """Data take all back to the last epoch (the steps since then had other rows); after a recipe the state is good."""
+    found = []
+    for text in jobs.run("failing", processes=2, devices=4, what=what):
+        lines = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.split()}
+        assert lines["state"][:2] == [str(step)] * 2 and lines["after"][:2] == [str(step + 8)] * 2, text
+        found.append((" ".join(lines["error"]), lines["state"], lines["after"]))
+    (one, *values), (other, *others) = found
+    assert one.startswith("RuntimeError another process of this job failed") and f"all are at step {step}" in one
+    assert other == sentence and values == others
+    (whole,) = jobs.run("failing", processes=1, devices=8, what="nothing", epochs=step // 8)
+    assert whole.splitlines()[-2].split()[:3] == ["state", str(step), str(step)]

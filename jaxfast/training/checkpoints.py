@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxfast.mesh import agreed
+from jaxfast.mesh import anywhere
 from jaxfast.training import writer
 from jaxfast.training.checkpoint import (
     Misfit,
@@ -135,7 +135,7 @@ class Checkpoints:
                 response.result()
         except OSError as error:
             failed = error
-        if jax.process_count() > 1 and agreed(float(failed is not None)) and failed is None:
+        if anywhere(failed is not None) and failed is None:
             failed = OSError(f"another process could not write the checkpoint {self.path(step)}")
         if failed is None and jax.process_index() == 0:
             kept = {*self.steps[-self.keep_last :], self._best_step()}

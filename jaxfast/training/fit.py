@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jaxfast.data.loader import Resident, Streamed
+from jaxfast.mesh import anywhere
 from jaxfast.training.checkpoints import Checkpoints
 from jaxfast.training.cycles import Rows, cut
 from jaxfast.training.good import GoodState
@@ -68,7 +69,8 @@ def fit_epochs(
     Raises FloatingPointError, naming the step, its rate and the step gone back to, if a loss or update is not finite.
     Raises `Preempted` (the process ends) when the state is saved after SIGTERM or a preemption notice,
     KeyboardInterrupt in all processes of a job without checkpoints, and ValueError for `keep_best`, which remembers in
-    memory, together with checkpoints.
+    memory, together with checkpoints. Training data that one process of several cannot read, or an error of one of its
+    recipes, end the fit in all of them: the others raise RuntimeError.
     """
     fit = _Fit(state, history, rows, epochs, ("train_loss", *terms), metrics, after_epoch, publish, guard)
     if checkpoints is not None and not fit.resume(checkpoints, about or {}, quiet):
@@ -192,7 +194,12 @@ class _Fit:
         if good is not None:
             with self.guard:
                 good.end_epoch(self.state, self.history, values["valid_loss"])
-        self._judge(self.after_epoch, len(self.history) - 1, values, self.state)
+        failed = None
+        try:
+            self._judge(self.after_epoch, len(self.history) - 1, values, self.state)
+        except Exception as error:  # of a recipe: the other processes must not wait for this one
+            failed = error
+        self._agree(failed)
         if self.checkpoints is not None:
             self._save(values)
 
@@ -248,6 +255,20 @@ class _Fit:
                         self._go_back(piece, rows, good)
                         break
             raise
+        self._agree(self.publication.error, good)
+
+    def _agree(self, error: Exception | None, good: GoodState | None = None) -> None:
+        """Raise `error`, and an error in all other processes of the job; they are back at `good` then, if given."""
+        if not anywhere(error is not None):
+            return
+        if good is not None:
+            with self.guard:
+                self.state, self.history = good.restored(self.history)
+                self.publish(self.state, self.history)
+        if error is not None:
+            raise error
+        step = len(self.history.losses)
+        raise RuntimeError(f"another process of this job failed, its output says why; all are at step {step}")
 
     def _record(self, piece: RunProgress, rows: Rows, before: int) -> None:
         """Add the steps of a piece to the history, where they are not in it yet, without one that is not finite."""

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -132,6 +134,7 @@ class Publication:
         publish: called with the new state.
         guard: a context that holds interrupts back; it may be entered again.
         waiting: dispatches that were not yet fetched, or not yet taken from the iterator.
+        error: what this process of several could not read.
         compiled: forms of data that have been dispatched.
     """
 
@@ -139,6 +142,13 @@ class Publication:
     guard: AbstractContextManager = dataclasses.field(default_factory=nullcontext)
     waiting: list[Dispatched] = dataclasses.field(default_factory=list)
     compiled: set = dataclasses.field(default_factory=set)
+    error: Exception | None = None
+
+    def fail(self, error: Exception) -> None:
+        """Remember what could not be read, and give notice to all processes of the job (`Preemption`), which stop at
+        one step. Until then this one goes along with rows that it has, or the others would wait for ever."""
+        self.error = error
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def dispatch(self, program: Callable, state: TrainState, first: int, data: Any) -> TrainState:
         """Publish and return the new state of `program(state)`, which reads `data`."""
@@ -173,12 +183,13 @@ def run(
     how many steps it holds is `pace`'s to say, and it does not cross an epoch of the data. `state` is donated to the
     first dispatch, unless a `publication` keeps it until a new one is there.
     A step whose loss or update is not finite ends the run: `halted`, with the state before that step. `stop` is asked
-    before each dispatch; once it says so, the run ends with what was dispatched.
+    before each dispatch; once it says so, the run ends with what was dispatched. In a job of several processes, data
+    that one of them cannot read are its `publication.error` in the end, and the steps since then are worth nothing.
     """
     pace = pace or Pace()
     total, done = len(rows["momentum"]), 0
     per_epoch = feed.examples // feed.batch_size
-    step, epoch, order = int(state.step), None, None
+    step, epoch, order, piece = int(state.step), None, None, None
     halted = place(np.bool_(False), state.step.sharding)
     waiting = [] if publication is None else publication.waiting
     clock = time.perf_counter()
@@ -189,7 +200,13 @@ def run(
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
                 order = feed.order(state.key, epoch)
-            piece = feed.piece(order, step % per_epoch, min(pace.steps, total - done))
+            try:
+                if publication is None or publication.error is None:
+                    piece = feed.piece(order, step % per_epoch, min(pace.steps, total - done))
+            except Exception as error:
+                if piece is None or publication is None or jax.process_count() == 1:
+                    raise
+                publication.fail(error)
             table = {name: _pad(values[done : done + piece.n]) for name, values in rows.items()}
             rest = piece.data, piece.order, np.int32(piece.start), np.int32(piece.n), table, halted
             if publication is None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from jaxfast.mesh import agreed
+from jaxfast.mesh import anywhere
 
 LEASE_SECONDS = 60.0
 """A lease that was not renewed for so long belongs to nobody."""
@@ -52,7 +52,7 @@ def claim(folder: str) -> Writer:
         writer = Writer(folder)
     except ValueError as error:
         refused = error
-    if jax.process_count() > 1 and agreed(float(refused is not None)) and refused is None:
+    if anywhere(refused is not None) and refused is None:
         refused = ValueError(f"{folder} is written by another run: end it, or give another folder")
     if refused is not None:
         raise refused
