@@ -191,9 +191,8 @@ class _Fit:
         self.history.add_epoch(values, seconds, train_seconds)
         progress.end_epoch(values, seconds)
         self.ended += 1
-        if good is not None:
-            with self.guard:
-                good.end_epoch(self.state, self.history, values["valid_loss"])
+        if good is not None:  # an interrupt may come within: it ends the fit, which then does not go back
+            good.end_epoch(self.state, self.history, values["valid_loss"])
         failed = None
         try:
             self._judge(self.after_epoch, len(self.history) - 1, values, self.state)

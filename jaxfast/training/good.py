@@ -1,7 +1,7 @@
 """The state that a fit goes back to when a step is not finite: that of its start, or of its last sane epoch."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +30,7 @@ class GoodState:
 
     def _hold(self, state: TrainState, history: History) -> None:
         self._state = state if self.on_device else _Hosted.of(state)
-        self.step, self.length = int(state.step), (len(history), len(history.losses))
+        self.length = len(history), len(history.losses)
 
     def end_epoch(self, state: TrainState, history: History, loss: float) -> None:
         """Keep `state` if the validation loss is finite, and at most `WORSE` times the best of this fit."""
@@ -48,37 +48,43 @@ class GoodState:
 
 
 class _Hosted(NamedTuple):
-    """A state in the memory of the host: for each array its layout, and the shards of this process by their place."""
+    """A state in the memory of the host."""
 
     arrays: Any
 
     @classmethod
     def of(cls, state: TrainState) -> "_Hosted":
-        state = state.replace(key=jax.random.key_data(state.key))
-        wanted = jax.tree.map(lambda x: [shard.data for shard in x.addressable_shards], state)
-        for shard in jax.tree.leaves(wanted):
-            shard.copy_to_host_async()
-        return cls(jax.tree.map(_Shards.of, state))
+        begun = jax.tree.map(_Shards.begin, state.replace(key=jax.random.key_data(state.key)))
+        return cls(_each(_Shards.fetched, begun))  # all copies are on their way
 
     def placed(self) -> TrainState:
-        state = jax.tree.map(_Shards.placed, self.arrays, is_leaf=lambda x: isinstance(x, _Shards))
+        state = _each(_Shards.placed, self.arrays)
         return state.replace(key=jax.random.wrap_key_data(state.key))
 
 
 class _Shards(NamedTuple):
-    """One array: its shape, its layout, and {place: values}, replicas once."""
+    """One array: its shape, its layout, and {place: values} of this process, replicas once."""
 
     shape: tuple[int, ...]
     sharding: jax.sharding.Sharding
-    values: dict[str, np.ndarray]
+    values: dict[str, Any]
 
     @classmethod
-    def of(cls, x: jax.Array) -> "_Shards":
+    def begin(cls, x: jax.Array) -> "_Shards":
         shards = {str(shard.index): shard.data for shard in x.addressable_shards}
-        return cls(x.shape, x.sharding, {place: np.array(data) for place, data in shards.items()})
+        for data in shards.values():
+            data.copy_to_host_async()
+        return cls(x.shape, x.sharding, shards)
+
+    def fetched(self) -> "_Shards":
+        return self._replace(values={place: np.array(data) for place, data in self.values.items()})
 
     def placed(self) -> jax.Array:
         return jax.make_array_from_callback(self.shape, self.sharding, lambda index: self.values[str(index)])
+
+
+def _each(function: Callable, tree: Any) -> Any:
+    return jax.tree.map(function, tree, is_leaf=lambda x: isinstance(x, _Shards))
 
 
 def _fits(state: TrainState) -> bool:
