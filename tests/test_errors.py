@@ -298,7 +298,7 @@ WRONG_USES = [
     ("a decay that is no number", lambda c: c.learn.fit(1, 1e-3, weight_decay=float("nan")),
      "weight_decay=nan: give a number from 0 on"),
     ("a recipe without a list", lambda c: c.learn.fit(1, 1e-3, after_epoch=recipes.early_stop()),
-     "after_epoch is a function: give a list, such as after_epoch=[early_stop()]"),
+     "after_epoch is an early_stop: give a list, such as after_epoch=[early_stop()]"),
     ("a recipe that is not made", lambda c: c.learn.fit(1, 1e-3, after_epoch=[recipes.keep_best]),
      "keep_best makes a recipe: give keep_best(...)"),
     ("a recipe of an unknown metric", lambda c: c.learn.fit(1, 1e-3, after_epoch=[recipes.early_stop("val_loss")]),
