@@ -24,9 +24,9 @@ else:  # both are read when the backend starts
     if _platform == "gpu":
         # Sums by atomic additions differ from run to run, and the device tests compare bits.
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
-# Learners of the same shape share programs: what one test compiled, the next reads, in every process of the run. A
-# limit of the folder's size would lock it, but a test interrupted between the two files of a program would then end
-# every later one; without it half a program is read once and compiled again, and the warning of that is no failure.
+# Learners of the same shape share compiled programs, in every process of the run. The folder has no size limit: with
+# one, a test that is interrupted between the two files of a program makes every later write fail. Without one, a
+# program that was written in part is compiled again, with a warning that is ignored below.
 _SHARED = "JAXFAST_TESTS_COMPILED"
 if _SHARED not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix="jaxfast-tests-")

@@ -38,6 +38,25 @@ def learner(task=None, **options):
     return Learner(data() if task is None else task, module(), **options)
 
 
+class Torn:
+    """A data set of which one batch cannot be read, once."""
+
+    def __init__(self, dataset, bad):
+        self.dataset, self.bad, self.reads = dataset, bad, 0
+
+    def __getattr__(self, name):
+        return getattr(self.dataset, name)
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def batch(self, index):
+        self.reads += len(index) > 1
+        if self.reads == self.bad:
+            raise OSError("cannot read img_0042.jpg")
+        return self.dataset.batch(index)
+
+
 @contextlib.contextmanager
 def compilations():
     """The names of the programs that XLA compiles in this block."""

@@ -10,7 +10,7 @@ import jax
 import jobs
 import numpy as np
 import pytest
-from small import data, learner
+from small import Torn, data, learner
 
 from jaxfast import training
 
@@ -81,25 +81,6 @@ def test_a_recipe_that_fails_loses_nothing(error):
         learn.fit(3, 1e-3, after_epoch=[recipe])
     assert len(learn.history) == 2
     whole(learn, 16)
-
-
-class Torn:
-    """A data set of which one batch cannot be read."""
-
-    def __init__(self, dataset, bad):
-        self.dataset, self.bad, self.reads = dataset, bad, 0
-
-    def __getattr__(self, name):
-        return getattr(self.dataset, name)
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def batch(self, index):
-        self.reads += len(index) > 1
-        if self.reads == self.bad:
-            raise OSError("cannot read img_0042.jpg")
-        return self.dataset.batch(index)
 
 
 def test_data_that_cannot_be_read_lose_nothing():

@@ -1,5 +1,6 @@
 """The parent's end of a side: start it, tell it to run, hear what it says, end it."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -66,11 +67,9 @@ class Process:
         return self.hear()
 
     def tell(self) -> None:
-        try:
+        with contextlib.suppress(BrokenPipeError):  # `hear` says why the process ended
             self._process.stdin.write("run\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # `hear` says of what it died
 
     def hear(self) -> dict:
         line = self._process.stdout.readline()

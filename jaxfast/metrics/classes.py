@@ -9,7 +9,7 @@ from jaxfast.metrics.protocol import Metric, class_logits, count, mean_of, total
 
 
 def likeliest(logits):
-    """The arg max over the last axis; -1, which is no label, where an output is NaN."""
+    """The arg max of (..., classes), (...); -1, which matches no label, where an output is NaN."""
     return jnp.where(jnp.isnan(logits).any(-1), -1, logits.argmax(-1))
 
 

@@ -12,9 +12,9 @@ from jaxfast.training.history import History
 from jaxfast.training.state import TrainState, copy_state
 
 WORSE = 10.0
-"""An epoch is sane while its validation loss is at most so many times that of the best one."""
+"""The largest validation loss of a good epoch, as a multiple of the best epoch's."""
 SPARE = 0.25
-"""The share of a device's free memory that a second state may take; a larger one is kept on the host."""
+"""The share of a device's free memory that a second state may take; a larger state is kept on the host."""
 
 
 class GoodState:

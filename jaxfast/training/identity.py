@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 SHORT = 1000
-"""Lists of at most so many characters are kept as they are, longer ones by number and checksum."""
+"""The longest list that is kept as it is, in characters of JSON; of longer lists, length and checksum are kept."""
 SIZES = ("size", "view")
 """Entries of a codec that may change during a run: progressive resizing."""
 LEARNT = (*SIZES, "resize", "median", "mean", "std", "lengths", "max_length")

@@ -9,29 +9,10 @@ from jaxfast import training
 from jobs import join
 
 
-class Torn:
-    """A data set of which one batch cannot be read, once."""
-
-    def __init__(self, dataset, bad):
-        self.dataset, self.bad, self.reads = dataset, bad, 0
-
-    def __getattr__(self, name):
-        return getattr(self.dataset, name)
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def batch(self, index):
-        self.reads += len(index) > 1
-        if self.reads == self.bad:
-            raise OSError("cannot read img_0042.jpg")
-        return self.dataset.batch(index)
-
-
 def main(what, epochs=300):
     last, task = jax.process_index() == jax.process_count() - 1, small.data()
     if what == "data" and last:
-        task = dataclasses.replace(task, train=Torn(task.train, 13))
+        task = dataclasses.replace(task, train=small.Torn(task.train, 13))
     learn = small.learner(task, resident=False)
 
     def recipe(epoch, metrics, state):
